@@ -1,0 +1,1 @@
+"""What every method shares: paths, predictions, networks, samplers, data, trainer, config, checkpoints."""

@@ -1,0 +1,203 @@
+"""The U-Net of this repository: the DDPM/ADM family at sizes from a laptop's processor to a GPU.
+
+Residual blocks with adaptive group norm (Dhariwal and Nichol 2021, eq. 8), self-attention at chosen levels, sinusoidal
+time embedding (Ho et al. 2020, app. B), and optionally pixel-unshuffle at the door, so that a 28x28 image is worked on
+as 14x14 patches of 2x2. Every operation supports forward-mode differentiation; attention is written as two matrix
+products because PyTorch's fused kernels have no forward-mode rule (and are slower on a processor at these lengths).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.errors import UserError
+
+
+def sinusoidal_embedding(t: Tensor, width: int) -> Tensor:
+    """Embeds times t [B] in [0, 1] as [B, width]; 1000 t plays the part of DDPM's integer step."""
+    half = width // 2
+    frequency = torch.exp(-math.log(10_000.0) / half * torch.arange(half, device=t.device, dtype=torch.float32))
+    phase = 1000.0 * t.float()[:, None] * frequency
+    return torch.cat([phase.cos(), phase.sin()], dim=1)  # [B, width]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """At most 32 groups of at least 4 channels, as is usual."""
+    groups = min(32, channels // 4)
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels, eps=1e-5)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """Zero-initialised, so that a residual branch starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, conv, twice; the second norm is scaled and shifted by the embedding (adaptive group norm)."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float):
+        super().__init__()
+        self.norm1 = group_norm(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * outputs)
+        self.norm2 = group_norm(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over all positions, with a residual connection."""
+
+    def __init__(self, channels: int, head_width: int):
+        super().__init__()
+        self.heads = max(1, channels // head_width)
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        h = self.norm(x).flatten(2).transpose(1, 2)  # [B, HW, C]
+        q, k, v = self.qkv(h).view(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # [B, heads, HW, d]
+        weights = (q @ k.transpose(-2, -1) * (C // self.heads) ** -0.5).softmax(dim=-1)
+        h = (weights @ v).transpose(1, 2).reshape(B, H * W, C)
+        return x + self.out(h).transpose(1, 2).reshape(B, C, H, W)
+
+
+class Stage(nn.Module):
+    """A residual block, then attention where the level asks for it."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, attention: bool, head_width: int):
+        super().__init__()
+        self.block = ResidualBlock(inputs, outputs, embedding, dropout)
+        self.attention = SelfAttention(outputs, head_width) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.block(x, embedding))
+
+
+class UNet(nn.Module):
+    """`net(x, t, r, label) -> F`, the raw output; what F means is the Model's business.
+
+    Args:
+        channels, side: of the image; `side` must be divisible by `patch * 2 ** (len(widths) - 1)`.
+        widths: channels at each level, finest first; `blocks` residual blocks a level (one more on the way up).
+        attention: levels (0 = finest) with self-attention after every block; `head_width` channels a head.
+        dropout: inside the residual blocks.
+        num_classes: 0 = unconditional. Otherwise labels are 0..num_classes, where num_classes is the null label.
+        second_time: embeds a second time r besides t, for jumps and flow maps.
+        patch: pixel-unshuffle factor at the door; 1 = none.
+
+    Raises:
+        UserError: if the image does not fit the network.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        side: int,
+        widths: tuple[int, ...] = (64, 128),
+        blocks: int = 2,
+        attention: tuple[int, ...] = (1,),
+        head_width: int = 32,
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        second_time: bool = False,
+        patch: int = 1,
+    ):
+        super().__init__()
+        stride = patch * 2 ** (len(widths) - 1)
+        if side % stride:
+            raise UserError(
+                f"images of side {side} do not fit a network of stride {stride} (patch {patch}, {len(widths)} levels): "
+                f"change network.patch or network.widths, or resize the images to a multiple of {stride}"
+            )
+        if bad := [level for level in attention if not 0 <= level < len(widths)]:
+            raise UserError(f"network.attention names level {bad[0]}, but the levels are 0 to {len(widths) - 1}")
+        self.channels, self.side, self.patch, self.num_classes = channels, side, patch, num_classes
+        self.width = widths[0]
+        embedding = 4 * widths[0]
+        self.time = nn.Sequential(nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.second_time = (
+            nn.Sequential(nn.Linear(widths[0], embedding), nn.SiLU(), zeroed(nn.Linear(embedding, embedding)))
+            if second_time
+            else None
+        )
+        self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
+
+        def stage(inputs: int, outputs: int, level: int) -> Stage:
+            return Stage(inputs, outputs, embedding, dropout, level in attention, head_width)
+
+        self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        skips, current = [widths[0]], widths[0]
+        for level, width in enumerate(widths):
+            for _ in range(blocks):
+                self.down.append(stage(current, width, level))
+                current = width
+                skips.append(current)
+            if level < len(widths) - 1:
+                self.shrink.append(nn.Conv2d(current, current, 3, stride=2, padding=1))
+                skips.append(current)
+        last = len(widths) - 1
+        self.middle = nn.ModuleList([stage(current, current, last), ResidualBlock(current, current, embedding, dropout)])
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.up.append(stage(current + skips.pop(), width, level))
+                current = width
+            if level > 0:
+                self.grow.append(nn.Conv2d(current, current, 3, padding=1))
+        self.head = nn.Sequential(
+            group_norm(current), nn.SiLU(), zeroed(nn.Conv2d(current, channels * patch**2, 3, padding=1))
+        )
+        self.blocks = blocks
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W], t [B] in [0, 1], r [B] or None, label [B] (int64) or None for the null label -> [B, C, H, W]."""
+        embedding = self.time(sinusoidal_embedding(t, self.width).to(x.dtype))
+        if (r is not None) != (self.second_time is not None):
+            raise ValueError("r must be given exactly when the network was built with second_time=True")
+        if r is not None:
+            embedding = embedding + self.second_time(sinusoidal_embedding(r, self.width).to(x.dtype))
+        if self.label is not None:
+            if label is None:
+                label = torch.full((len(x),), self.num_classes, device=x.device)
+            embedding = embedding + self.label(label)
+        elif label is not None:
+            raise ValueError("this network is unconditional: it was built with num_classes=0, so label must be None")
+        embedding = F.silu(embedding)
+
+        h = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
+        skips, down, up = [h], iter(self.down), iter(self.up)
+        for level in range(len(self.shrink) + 1):
+            for _ in range(self.blocks):
+                h = next(down)(h, embedding)
+                skips.append(h)
+            if level < len(self.shrink):
+                h = self.shrink[level](h)
+                skips.append(h)
+        for module in self.middle:
+            h = module(h, embedding)
+        for level in range(len(self.grow) + 1):
+            for _ in range(self.blocks + 1):
+                h = next(up)(torch.cat([h, skips.pop()], dim=1), embedding)
+            if level < len(self.grow):
+                h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        h = self.head(h)
+        return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h

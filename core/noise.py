@@ -1,0 +1,79 @@
+"""Random numbers addressed by (seed, stream, sample index), so that no result depends on batch size or process count.
+
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in plain tensor arithmetic: the number
+at one address is the same on every device, in every batch, in every process, and nothing has to be saved to resume.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def _wide_product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a * b. The int64 product wraps, but its bits are those of the unsigned product."""
+    product = b * a
+    return (product >> 32) & MASK, product & MASK
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox4x32. Counters are int64 tensors of values below 2**32; so are the four results."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        high0, low0 = _wide_product(MULTIPLIERS[0], c0)
+        high1, low1 = _wide_product(MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
+    return c0, c1, c2, c3
+
+
+class Noise:
+    """The random numbers of a set of samples.
+
+    Args:
+        seed: any integer; its low 32 bits count.
+        indices: [B] int64, the global index of each sample.
+
+    Each draw names a `stream` (what it is for) and a `step` (how often it has been asked for), so two draws never share
+    numbers unless they share all of (seed, stream, step, index).
+    """
+
+    def __init__(self, seed: int, indices: Tensor):
+        self.seed, self.indices = seed & MASK, indices.to(torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _bits(self, count: int, stream: str, step: int) -> Tensor:
+        """[B, count] int64 in [0, 2**32)."""
+        blocks = torch.arange(-(-count // 4), device=self.indices.device)[None]  # [1, blocks]
+        index = self.indices[:, None]
+        counter = (blocks, torch.full_like(blocks, step & MASK), index & MASK, (index >> 32) & MASK)
+        words = philox(torch.broadcast_tensors(*counter), (self.seed, zlib.crc32(stream.encode())))
+        return torch.stack(words, dim=-1).flatten(1)[:, :count]
+
+    def uniform(self, stream: str, step: int = 0, count: int | None = None) -> Tensor:
+        """[B] (or [B, count]) float64 in the open interval (0, 1)."""
+        u = (self._bits(count or 1, stream, step).double() + 0.5) / 2**32
+        return u if count else u[:, 0]
+
+    def integers(self, high: int, stream: str, step: int = 0) -> Tensor:
+        """[B] int64, uniform on 0..high - 1 (bias below high / 2**32)."""
+        return (self._bits(1, stream, step)[:, 0] * high) >> 32
+
+    def normal(self, shape: tuple[int, ...], stream: str, step: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[B, *shape] standard normal, by Box and Muller in float64."""
+        count = math.prod(shape)
+        half = -(-count // 2)
+        u = self.uniform(stream, step, count=2 * half)
+        radius, angle = (-2.0 * u[:, :half].log()).sqrt(), 2.0 * math.pi * u[:, half:]
+        z = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+        return z.to(dtype).view(len(self), *shape)

@@ -1,0 +1,1 @@
+"""Teachers: DDPM training, and exact analytic denoisers for tests."""
