@@ -47,6 +47,7 @@ class Model(nn.Module):
         path, prediction: how x_t was mixed and what F means.
         boundary: if given, x0 is the consistency function with that boundary and `prediction` must be "v".
         discrete_steps: if given, the network was trained at the times k / discrete_steps only, and grids snap to them.
+        autocast: run the network (nothing else) in bfloat16 where PyTorch deems it safe.
     """
 
     def __init__(
@@ -56,19 +57,21 @@ class Model(nn.Module):
         prediction: Prediction,
         boundary: Boundary | None = None,
         discrete_steps: int | None = None,
+        autocast: bool = False,
     ):
         super().__init__()
         if boundary and prediction != "v":
             raise ValueError("a consistency boundary needs a network that predicts v")
         self.network, self.path, self.prediction = network, path, prediction
-        self.boundary, self.discrete_steps = boundary, discrete_steps
+        self.boundary, self.discrete_steps, self.autocast = boundary, discrete_steps, autocast
 
     def output(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """The raw network output F [B, ...] in x's dtype; x [B, ...], t [] or [B], label [B] or None."""
         parameter = next(self.network.parameters(), None)
         dtype = parameter.dtype if parameter is not None else x.dtype
         t = t.to(device=x.device, dtype=dtype).expand(len(x))
-        return self.network(x.to(dtype), t, r, label).to(x.dtype)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.network(x.to(dtype), t, r, label).to(x.dtype)
 
     def read(self, F: Tensor, x: Tensor, t: Tensor) -> Denoised:
         """What output F means at x [B, ...] and t ([] or [B])."""

@@ -1,0 +1,74 @@
+"""Atomic checkpoints: a folder written beside its final name and renamed when complete, the newest kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import torch
+
+from core.errors import UserError
+from core.model_spec import ModelSpec, load_weights, save_weights
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The run's newest complete checkpoint; folders are named by images seen."""
+    found = [p for p in (run / "checkpoints").glob("[0-9]*") if p.is_dir() and p.name.isdigit()]
+    return max(found, key=lambda p: int(p.name), default=None)
+
+
+def save_checkpoint(
+    run: Path,
+    images: int,
+    spec: ModelSpec,
+    raw: torch.nn.Module,
+    ema: torch.nn.Module,
+    frozen: dict[str, torch.nn.Module],
+    state: dict,
+    price: dict,
+) -> Path:
+    """Writes checkpoints/IMAGES with raw, EMA and frozen weights (safetensors) the trainer's state, and what training
+    has cost so far (price.json); drops older ones."""
+    folder = run / "checkpoints"
+    final, temporary = folder / f"{images:012d}", folder / f".{images:012d}.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_weights(temporary / "raw.safetensors", raw.state_dict(), spec)
+    save_weights(temporary / "ema.safetensors", ema.state_dict(), spec)
+    for name, module in frozen.items():
+        save_weights(temporary / f"frozen-{name}.safetensors", module.state_dict(), spec)
+    torch.save(state, temporary / "state.pt")
+    (temporary / "price.json").write_text(json.dumps(price, indent=1))
+    for file in temporary.iterdir():  # on disk before it gets its name
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    for old in folder.iterdir():
+        if old != final:
+            shutil.rmtree(old)
+    return final
+
+
+def read_state(folder: Path) -> dict:
+    """The trainer's state in a checkpoint; raises UserError if the file is damaged."""
+    try:
+        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{folder / 'state.pt'} is damaged or incomplete ({reason}): delete {folder} to begin again") from error
+
+
+def load_checkpoint(folder: Path, raw: torch.nn.Module, ema: torch.nn.Module, frozen: dict[str, torch.nn.Module]) -> dict:
+    """Loads weights in place and returns the trainer's state; raises UserError for damaged or unfitting files."""
+    state = read_state(folder)
+    load_weights(raw, folder / "raw.safetensors")
+    load_weights(ema, folder / "ema.safetensors")
+    for name, module in frozen.items():
+        load_weights(module, folder / f"frozen-{name}.safetensors")
+    return state

@@ -1,0 +1,125 @@
+"""Typed, frozen, strict configuration: YAML with a `base:` file, `key=value` overrides, one clear line for every mistake."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from core.errors import UserError, nearest
+
+
+class Strict(BaseModel):
+    """A section of a config: unknown keys and wrong types are errors, and nothing can be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+T = TypeVar("T", bound=Strict)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number (YAML 1.1 wants 1.0e-4) and refuses a key given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := {k for k in keys if keys.count(k) > 1}:
+            raise yaml.YAMLError(f"key '{sorted(map(str, twice))[0]}' is given twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _load(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _merge(base: dict, top: dict) -> dict:
+    """`top` over `base`, section by section; a section that names another `name` replaces the base's whole section."""
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        other = isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        merged[key] = _merge(old, value) if isinstance(value, dict) and isinstance(old, dict) and not other else value
+    return merged
+
+
+def read_config(path: str | Path, overrides: list[str] = ()) -> dict:
+    """A YAML file over its `base:` (a path relative to the file, and so on), then `section.key=value` overrides."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config {path} does not exist{nearest(path.name, [p.name for p in path.parent.glob('*.yaml')])}")
+    values = _load(path.read_text(), str(path)) or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values, not a {type(values).__name__}")
+    if base := values.pop("base", None):
+        values = _merge(read_config(path.parent / base), values)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"override '{override}' is not of the form key=value")
+        nested: Any = _load(text, f"override '{override}'")
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = _merge(values, nested)
+    return values
+
+
+def _section(cls: type[Strict], location: tuple) -> type[Strict] | None:
+    """The Strict class found by following field names from `cls`, or None where the way leads elsewhere."""
+    for part in location:
+        if isinstance(part, int) or cls is None or part not in cls.model_fields:
+            continue
+        options = [cls.model_fields[part].annotation]
+        while options and (get_origin(options[0]) in (list, tuple, dict, Union, UnionType)):
+            options = [a for a in get_args(options[0]) if a is not type(None) and a is not Ellipsis] + options[1:]
+        cls = next((o for o in options if isinstance(o, type) and issubclass(o, Strict)), None)
+    return cls
+
+
+def parse(cls: type[T], values: dict, source: str) -> T:
+    """`values` as `cls`.
+
+    Raises:
+        UserError: the first mistake, with `source`, the dotted key, and the nearest right key or the expected type.
+    """
+    try:
+        # Through JSON, so that YAML lists become tuples while strings still do not become numbers.
+        return cls.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            section = _section(cls, first["loc"][:-1]) or cls
+            raise UserError(f"{source}: unknown key '{key}'{nearest(first['loc'][-1], section.model_fields)}") from error
+        if first["type"] == "missing":
+            raise UserError(f"{source}: key '{key}' is missing") from error
+        cause = first.get("ctx", {}).get("error")
+        message = str(cause) if isinstance(cause, Exception) else first["msg"]
+        given = f", got {first['input']!r}" if not isinstance(first["input"], (dict, list)) else ""
+        raise UserError(f"{source}: {key or 'config'}: {message}{given}") from error
+    except TypeError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def dump_config(config: Strict) -> str:
+    """The resolved config as YAML, in the order of its fields."""
+    return yaml.safe_dump(config.model_dump(mode="json", serialize_as_any=True), sort_keys=False)
+
+
+def config_sha256(config: Strict) -> str:
+    """Hash of the resolved config."""
+    canonical = json.dumps(config.model_dump(mode="json", serialize_as_any=True), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,35 @@
+"""Sample grids during training: the same noise and labels every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from core.data.dataset import to_uint8
+from core.denoisers import denoiser_for
+from core.grids import make_grid
+from core.method import Method
+from core.noise import Noise
+from core.pictures import save_png, tile
+from core.run_config import LogConfig
+from core.samplers import make_sampler
+
+
+@torch.no_grad()
+def save_preview(log: LogConfig, method: Method, network: nn.Module, file: Path) -> None:
+    """`log.samples` images by `log.sampler` in `log.steps` steps from the averaged network, classes in rotation."""
+    model, spec = method.model, method.spec
+    device = next(network.parameters()).device
+    trained, model.network = model.network, network.eval()
+    try:
+        rng = Noise(0, torch.arange(log.samples, device=device))
+        noise = rng.normal((spec.channels, spec.side, spec.side), "prior")
+        label = rng.indices % spec.num_classes if spec.num_classes else None
+        sampler = make_sampler(log.sampler)
+        grid = make_grid(sampler.grid, model.path, log.steps, model.discrete_steps)
+        x = sampler.run(denoiser_for(model, label, spec.num_classes), noise, grid, rng)
+    finally:
+        model.network = trained
+    save_png(tile(to_uint8(x).cpu(), columns=10), file, scale=max(1, 256 // (10 * spec.side)) + 1)

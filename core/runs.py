@@ -1,0 +1,141 @@
+"""A finished or running run, as something to sample from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from core.checkpoints import latest_checkpoint
+from core.data.dataset import to_uint8
+from core.denoisers import THRESHOLDS, denoiser_for
+from core.errors import UserError, nearest
+from core.grids import make_grid
+from core.method import DataConfig
+from core.model import Model
+from core.model_spec import ModelSpec, build_model, load_weights, read_spec
+from core.noise import Noise
+from core.samplers import Callback, make_sampler
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model with its origin. ema: which weights these are, in words for a protocol; train_*: the price of training."""
+
+    folder: Path
+    name: str
+    method: str
+    teacher: str | None
+    spec: ModelSpec
+    model: Model
+    data: DataConfig
+    ema: str
+    config_sha256: str
+    weights_file: Path
+    train_images: int
+    train_evals: float
+    train_seconds: float
+
+    @property
+    def channels(self) -> int:
+        return self.spec.channels
+
+    @property
+    def side(self) -> int:
+        return self.spec.side
+
+    @property
+    def num_classes(self) -> int:
+        return self.spec.num_classes
+
+    @property
+    def autocast(self) -> bool:
+        return self.model.autocast
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        import hashlib
+
+        return hashlib.sha256(self.weights_file.read_bytes()).hexdigest()
+
+
+def load_run(folder: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> Run:
+    """The newest checkpoint of a run folder.
+
+    Args:
+        weights: "ema" or "raw".
+
+    Raises:
+        UserError: no run there, no checkpoint yet, or a damaged one.
+    """
+    folder = Path(folder)
+    if weights not in ("ema", "raw"):
+        raise UserError(f"weights = '{weights}': ema or raw")
+    if not (folder / "config.yaml").is_file():
+        known = [p.parent.name for p in folder.parent.glob("*/config.yaml")] if folder.parent.is_dir() else []
+        hint = nearest(folder.name, known) if known else ""
+        raise UserError(f"{folder} is not a run: it has no config.yaml{hint}; train it first (python -m scripts.train --help)")
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        raise UserError(f"{folder} has no checkpoint yet: its training has not got that far, run it again")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    price = json.loads((checkpoint / "price.json").read_text())
+    file = checkpoint / f"{weights}.safetensors"
+    spec = read_spec(file)
+    model = build_model(spec)
+    load_weights(model.network, file)
+    model = model.to(device).eval().requires_grad_(False)
+    return Run(
+        folder=folder,
+        name=folder.name,
+        method=config["method"]["name"],
+        teacher=price["teacher"],
+        spec=spec,
+        model=model,
+        data=DataConfig(**config["data"]),
+        ema=f"half-life {config['ema']['half_life']:g} images" if weights == "ema" else "raw",
+        config_sha256=price["config_sha256"],
+        weights_file=file,
+        train_images=price["images"],
+        train_evals=price["evals"],
+        train_seconds=price["seconds"],
+    )
+
+
+@torch.no_grad()
+def sample_images(
+    run: Run,
+    sampler: str,
+    steps: int,
+    indices: Tensor,
+    seed: int,
+    guidance_scale: float = 1.0,
+    threshold: str = "none",
+    grid: str | None = None,
+    label: Tensor | int | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """uint8 [B, C, H, W] images of the samples with these global indices (int64 [B]).
+
+    Noise and, where `label` is None, classes come from (seed, index): batch size and process count change nothing.
+    """
+    chosen = make_sampler(sampler)
+    if threshold not in THRESHOLDS:
+        raise UserError(f"unknown threshold '{threshold}'{nearest(threshold, THRESHOLDS)}")
+    times = make_grid(grid or chosen.grid, run.model.path, steps, run.model.discrete_steps)
+    device = next(run.model.parameters()).device
+    rng = Noise(seed, indices.to(device))
+    if isinstance(label, int):
+        label = torch.full((len(indices),), label)
+    if run.num_classes:
+        label = rng.integers(run.num_classes, "label") if label is None else label.to(device)
+    elif label is not None:
+        raise UserError(f"label given, but run {run.folder} is unconditional")
+    denoiser = denoiser_for(run.model, label, run.num_classes, guidance_scale, threshold)
+    noise = rng.normal((run.channels, run.side, run.side), "prior")
+    return to_uint8(chosen.run(denoiser, noise, times, rng, callback)).cpu()

@@ -1,0 +1,1 @@
+"""Flows: rectified flow, the couplings of reflow, and distillation of a flow."""

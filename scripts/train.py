@@ -1,0 +1,50 @@
+"""Train a teacher, a student or a flow from a YAML config; the same command goes on after an interruption.
+
+    python -m scripts.train configs/digits/teacher.yaml run=runs/teacher budget.images=200000
+    accelerate launch --num_processes 8 -m scripts.train configs/cifar10/teacher.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from core.config import read_config
+from core.errors import UserError, command_line
+from core.method import Context
+from core.run_config import parse_run_config
+from scripts.methods import METHODS, method_class
+
+
+@command_line
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help=f"a YAML file; its method.name is one of {', '.join(METHODS)}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=1e-4 or run=runs/mine")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU even if there is one")
+    arguments = parser.parse_args()
+
+    values = read_config(arguments.config, arguments.overrides)
+    method_section = values.get("method")
+    if not isinstance(method_section, dict) or "name" not in method_section:
+        raise UserError(f"{arguments.config}: key 'method.name' is missing (one of {', '.join(METHODS)})")
+    cls = method_class(method_section["name"])
+    config = parse_run_config(values, cls, arguments.config)
+
+    from pathlib import Path
+
+    from accelerate import Accelerator
+
+    from core.run_config import settle_run_folder
+    from core.trainer import Trainer
+
+    settle_run_folder(config, Path(config.run), write=False)  # before anything slow
+    accelerator = Accelerator(cpu=arguments.cpu)
+    method = cls(config.method, Context(config.data, config.model, config.train.seed, accelerator.device))
+    Trainer(config, method, accelerator).run()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

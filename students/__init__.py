@@ -1,0 +1,1 @@
+"""Students: networks that learn a teacher's sampling in fewer steps."""
