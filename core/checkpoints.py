@@ -15,15 +15,18 @@ from core.errors import UserError
 from core.model_spec import ModelSpec, load_weights, save_weights
 
 
-def latest_checkpoint(run: Path) -> Path | None:
-    """The run's newest complete checkpoint; folders are named by images seen."""
-    found = [p for p in (run / "checkpoints").glob("[0-9]*") if p.is_dir() and p.name.isdigit()]
-    return max(found, key=lambda p: int(p.name), default=None)
+def latest_checkpoint(run: Path, steps: int | None = None) -> Path | None:
+    """The run's newest complete checkpoint; folders are named IMAGES-STAGE.
+
+    With `steps`, the weights that were kept for sampling in that many steps, if the run kept any.
+    """
+    if steps is not None and (kept := run / "for-steps" / f"{steps:04d}").is_dir():
+        return kept
+    return max((run / "checkpoints").glob("[0-9]*-[0-9]*"), key=lambda p: p.name, default=None)
 
 
 def save_checkpoint(
     run: Path,
-    images: int,
     spec: ModelSpec,
     raw: torch.nn.Module,
     ema: torch.nn.Module,
@@ -31,10 +34,13 @@ def save_checkpoint(
     state: dict,
     price: dict,
 ) -> Path:
-    """Writes checkpoints/IMAGES with raw, EMA and frozen weights (safetensors) the trainer's state, and what training
+    """Writes checkpoints/IMAGES-STAGE with raw, EMA and frozen weights (safetensors) the trainer's state, and what training
     has cost so far (price.json); drops older ones."""
     folder = run / "checkpoints"
-    final, temporary = folder / f"{images:012d}", folder / f".{images:012d}.partial"
+    final = folder / f"{state['images']:012d}-{state['stage']:02d}"
+    if final.is_dir():
+        return final  # a resumed run came by here again, with the same bits
+    temporary = folder / f".{final.name}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_weights(temporary / "raw.safetensors", raw.state_dict(), spec)
@@ -46,13 +52,23 @@ def save_checkpoint(
     for file in temporary.iterdir():  # on disk before it gets its name
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
-    if final.exists():
-        shutil.rmtree(final)
     temporary.rename(final)
     for old in folder.iterdir():
         if old != final:
             shutil.rmtree(old)
     return final
+
+
+def keep_for_steps(run: Path, checkpoint: Path, steps: int) -> None:
+    """Copies a checkpoint's weights and price (not its training state) to where `latest_checkpoint(run, steps)` finds them."""
+    final = run / "for-steps" / f"{steps:04d}"
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in ("raw.safetensors", "ema.safetensors", "price.json"):
+        shutil.copy2(checkpoint / name, partial / name)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
 
 
 def read_state(folder: Path) -> dict:

@@ -35,10 +35,15 @@ class DataConfig(Strict):
 
 
 class Stage(NamedTuple):
-    """A stretch of training with a learning-rate schedule of its own. share: of the budget, relative to the other stages."""
+    """A stretch of training with a learning-rate schedule of its own.
+
+    share: of the budget, relative to the other stages. steps: if given, the stage's result is kept as the model to be
+    sampled in that many steps, whatever later stages make of the network.
+    """
 
     name: str
     share: float
+    steps: int | None = None
 
 
 class Progress(NamedTuple):

@@ -28,14 +28,18 @@ class Boundary:
     t_min: float = 0.0
     sigma_data: float = 1.0
 
-    def x0(self, F: Tensor, x: Tensor, t: Tensor, path: Path) -> Tensor:
+    def scalings(self, t: Tensor, path: Path) -> tuple[Tensor, Tensor]:
+        """c_skip / alpha and -c_out, float64, of the shape of t: f = c_skip (x / alpha) + c_out F."""
         c, first = path.at(t), path.at(torch.tensor(self.t_min, dtype=torch.float64))
-        first = first.sigma / first.alpha  # a number
+        s_min = (first.sigma / first.alpha).to(c.sigma.device)
         # Multiplied through by powers of alpha, so that alpha = 0 (pure noise) is an ordinary time.
         a2, s2, d2 = c.alpha.square(), c.sigma.square(), self.sigma_data**2
-        gap = c.sigma - first.to(c.sigma.device) * c.alpha  # alpha (s - s_min)
-        skip = d2 * c.alpha / (gap.square() + d2 * a2)  # c_skip / alpha
-        out = -self.sigma_data * gap / (d2 * a2 + s2).sqrt()
+        gap = c.sigma - s_min * c.alpha  # alpha (s - s_min)
+        return d2 * c.alpha / (gap.square() + d2 * a2), -self.sigma_data * gap / (d2 * a2 + s2).sqrt()
+
+    def x0(self, F: Tensor, x: Tensor, t: Tensor, path: Path) -> Tensor:
+        """The consistency function f [B, ...] from the network's output F, x [B, ...] and t ([] or [B])."""
+        skip, out = self.scalings(t, path)
         return expand(skip, x) * x + expand(out, x) * F
 
 

@@ -32,4 +32,4 @@ def save_preview(log: LogConfig, method: Method, network: nn.Module, file: Path)
         x = sampler.run(denoiser_for(model, label, spec.num_classes), noise, grid, rng)
     finally:
         model.network = trained
-    save_png(tile(to_uint8(x).cpu(), columns=10), file, scale=max(1, 256 // (10 * spec.side)) + 1)
+    save_png(tile(to_uint8(x).cpu(), columns=10), file, scale=max(1, 64 // spec.side))

@@ -64,11 +64,14 @@ class Run:
         return hashlib.sha256(self.weights_file.read_bytes()).hexdigest()
 
 
-def load_run(folder: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> Run:
+def load_run(
+    folder: str | Path, weights: str = "ema", device: torch.device | str = "cpu", steps: int | None = None
+) -> Run:
     """The newest checkpoint of a run folder.
 
     Args:
         weights: "ema" or "raw".
+        steps: how many steps it will be sampled in, for runs that keep a model for each number of steps.
 
     Raises:
         UserError: no run there, no checkpoint yet, or a damaged one.
@@ -80,7 +83,7 @@ def load_run(folder: str | Path, weights: str = "ema", device: torch.device | st
         known = [p.parent.name for p in folder.parent.glob("*/config.yaml")] if folder.parent.is_dir() else []
         hint = nearest(folder.name, known) if known else ""
         raise UserError(f"{folder} is not a run: it has no config.yaml{hint}; train it first (python -m scripts.train --help)")
-    checkpoint = latest_checkpoint(folder)
+    checkpoint = latest_checkpoint(folder, steps)
     if checkpoint is None:
         raise UserError(f"{folder} has no checkpoint yet: its training has not got that far, run it again")
     config = yaml.safe_load((folder / "config.yaml").read_text())

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from ema_pytorch import EMA
 
-from core.checkpoints import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from core.checkpoints import keep_for_steps, latest_checkpoint, load_checkpoint, read_state, save_checkpoint
 from core.config import config_sha256
 from core.counting import count_evals
 from core.errors import UserError
@@ -112,7 +112,7 @@ class Trainer:
                 "config_sha256": config_sha256(self.config),
             }
             save_checkpoint(
-                self.folder, self.images, self.method.spec, self.network, self.ema.ema_model, self.method.frozen(), state, price
+                self.folder, self.method.spec, self.network, self.ema.ema_model, self.method.frozen(), state, price
             )
         self.accelerator.wait_for_everyone()
 
@@ -154,6 +154,7 @@ class Trainer:
         try:
             while self.stage < len(self.stages):
                 self._run_stage(tracker)
+                self._keep_stage_result()
                 self.stage, self.stage_images, self.stage_start_evals = self.stage + 1, 0, self.evals
                 if self.stage < len(self.stages):
                     self.method.begin_stage(self.stage, self.ema.ema_model)
@@ -166,6 +167,15 @@ class Trainer:
         finally:
             self.method.model.network = self.network
             tracker.close()
+
+    def _keep_stage_result(self) -> None:
+        """Keeps the weights of a stage that is meant to be sampled in its own number of steps."""
+        steps = self.stages[self.stage].steps
+        if steps is None:
+            return
+        self.save()
+        if self.accelerator.is_main_process:
+            keep_for_steps(self.folder, latest_checkpoint(self.folder), steps)
 
     def _run_stage(self, tracker: Tracker) -> None:
         log = self.config.log

@@ -23,7 +23,8 @@ class ConsistencyConfig(MethodConfig):
     """teacher: its run; solver: of the teacher's ODE; grid: spacing of the discretisation (core.grids);
     steps_start, steps_end: discretisation steps N, doubling as the budget is spent (equal: fixed, as in the paper's CD);
     target_half_life: images of the target network's average, 0 = stop-gradient of the student itself;
-    distance: pseudo-huber (c = huber * sqrt(dimension)) or squared; weight: uniform, or inverse-gap, 1 / (t_{n+1} - t_n);
+    distance: pseudo-huber (c = huber * sqrt(dimension)) or squared; weight: uniform; inverse-gap, 1 / (t_{n+1} - t_n); or
+    output, the same distance taken between network outputs F instead of between images, 1 / c_out of each side;
     t_min, sigma_data: of the boundary (core.model.Boundary)."""
 
     teacher: str
@@ -34,7 +35,7 @@ class ConsistencyConfig(MethodConfig):
     target_half_life: float = 0.0
     distance: Distance = "pseudo-huber"
     huber: float = 0.00054
-    weight: Literal["uniform", "inverse-gap"] = "uniform"
+    weight: Literal["uniform", "inverse-gap", "output"] = "output"
     t_min: float = 0.0
     sigma_data: float = 1.0
 
@@ -122,7 +123,12 @@ class Consistency(RegressionMethod):
         with torch.no_grad():
             x_s = self.solve(x_t, t, s, batch.label)
             goal = self._target_model(x_s, s, batch.label)
-        weight = 1 / (t - s) if self.config.weight == "inverse-gap" else torch.ones_like(t)
+        weight = torch.ones_like(t)
+        if self.config.weight == "inverse-gap":
+            weight = 1 / (t - s)
+        elif self.config.weight == "output":
+            out = self.model.boundary.scalings(t, self.model.path)[1].abs()
+            weight = out**-2 if self.config.distance == "squared" else 1 / out
         return Regression(x_t, t, goal, "x0", weight, batch.label)
 
     def _target_model(self, x: Tensor, s: Tensor, label: Tensor | None) -> Tensor:

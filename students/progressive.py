@@ -78,7 +78,7 @@ class Progressive(RegressionMethod):
         return [
             Stage("convert", self.config.conversion_share)
             if n is None
-            else Stage(f"{2 * n} to {n} steps", self.config.last_share if n in last_two else 1.0)
+            else Stage(f"{2 * n} to {n} steps", self.config.last_share if n in last_two else 1.0, steps=n)
             for n in self.steps
         ]
 
