@@ -1,0 +1,149 @@
+"""Rectified flow finds the known velocity between Gaussians; its pairs and its distillation keep their promises."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from core.data import Batch
+from core.errors import UserError
+from core.method import Progress
+from core.model import Model
+from core.noise import Noise
+from core.paths import make_path
+from core.runs import load_run, sample_images
+from core.time_samplers import TimeConfig, make_time_sampler
+from flows.pairs import PairSource, generate_pairs
+from flows.rectified import RectifiedFlow, RectifiedFlowConfig
+from tests.students.test_exact_teacher import MEAN, SHAPE, STD, AffineInX
+from tests.tiny import train_tiny
+
+
+def test_learned_velocity_between_gaussians_is_the_known_one():
+    """For x0 ~ N(m, s^2) and eps ~ N(0, 1): u(x, t) = -m + (t - (1 - t) s^2) / ((1 - t)^2 s^2 + t^2) (x - (1 - t) m)."""
+    torch.manual_seed(0)
+    method = RectifiedFlow.__new__(RectifiedFlow)
+    method.config = RectifiedFlowConfig(name="rectified-flow")
+    method.model = Model(AffineInX(), make_path("rectified"), "u")
+    method.sample_time = make_time_sampler(TimeConfig())
+    optimizer = torch.optim.Adam(method.model.network.parameters(), lr=3e-3)
+    iterations, B = 2500, 256
+    for i in range(iterations):
+        optimizer.param_groups[0]["lr"] = 3e-3 * 0.5 * (1 + math.cos(math.pi * i / iterations))
+        rng = Noise(0, torch.arange(B) + i * B)
+        batch = Batch(MEAN + STD * rng.normal(SHAPE, "data"), None, rng)
+        method.spec = type("Spec", (), {"num_classes": 0})
+        loss = method.loss(batch, Progress(0, 0, 0.0)).per_sample.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x = torch.randn(200, *SHAPE)
+    for time in (0.1, 0.5, 0.9):
+        t = torch.tensor(time, dtype=torch.float64)
+        variance = (1 - time) ** 2 * STD**2 + time**2
+        known = -MEAN + (time - (1 - time) * STD**2) / variance * (x - (1 - time) * MEAN)
+        with torch.no_grad():
+            assert float((method.model.u(x, t) - known).square().mean().sqrt()) < 0.05 * float(known.std())
+
+
+@pytest.mark.parametrize(
+    ("config", "density"),
+    [
+        (TimeConfig(), lambda t: 1.0),
+        (
+            TimeConfig(name="logit-normal", mean=-0.5, std=1.2),
+            lambda t: math.exp(-0.5 * ((math.log(t / (1 - t)) + 0.5) / 1.2) ** 2) / (1.2 * math.sqrt(2 * math.pi) * t * (1 - t)),
+        ),
+        (
+            TimeConfig(name="u-shaped", a=4.0),
+            lambda t: (math.exp(4 * t) + math.exp(4 * (1 - t))) / (2 * (math.exp(4) - 1) / 4),
+        ),
+    ],
+)
+def test_times_follow_their_density(config, density):
+    t = make_time_sampler(config)(Noise(3, torch.arange(200_000)))
+    counts = torch.histc(t.float(), bins=20, min=0, max=1) / len(t)
+    for k in range(20):
+        fine = [(k + (j + 0.5) / 50) / 20 for j in range(50)]
+        expected = sum(density(v) for v in fine) / 50 / 20
+        assert abs(float(counts[k]) - expected) < 4 * math.sqrt(expected / len(t)) + 1e-4
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flow") / "flow"
+    train_tiny(folder, "rectified-flow", prediction="u", path="rectified")
+    return load_run(folder)
+
+
+def test_pairs_are_noise_and_where_the_flow_takes_it(flow, tmp_path):
+    generate_pairs(flow, tmp_path / "p", count=20, sampler="heun", steps=3, seed=5, shard=8)
+    source = PairSource(tmp_path / "p", seed=0)
+    batch = source.draw(torch.arange(20), torch.device("cpu"))
+    assert sorted(source.index[source.order(torch.arange(20))].tolist()) == list(range(20))
+    # carry the batch's own noise through the flow once more, by hand: Heun in t with the last step Euler
+    x, times = batch.eps, [1.0, 2 / 3, 1 / 3, 0.0]
+    with torch.no_grad():
+        for a, b in zip(times, times[1:], strict=False):
+            t, s = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+            u = flow.model.u(x, t, batch.label)
+            end = x + (b - a) * u
+            x = end if b == 0 else x + (b - a) * 0.5 * (u + flow.model.u(end, s, batch.label))
+    assert torch.allclose(x, batch.x0, atol=3e-3)  # half precision on disk
+    manifest = json.loads((tmp_path / "p" / "pairs.json").read_text())
+    assert manifest["evals"] == 20 * (2 * 3 - 1)
+
+
+def test_pairs_resume_and_refuse_what_is_broken(flow, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    generate_pairs(flow, whole, count=20, sampler="ddim", steps=2, seed=5, shard=8)
+    generate_pairs(flow, parts, count=20, sampler="ddim", steps=2, seed=5, shard=8, batch_size=3)
+    # lose the last shard, as if killed before it was recorded
+    manifest = json.loads((parts / "pairs.json").read_text())
+    manifest["shards"].pop("000002.safetensors")
+    (parts / "pairs.json").write_text(json.dumps(manifest))
+    (parts / "000002.safetensors").unlink()
+    with pytest.raises(UserError, match="2 of 3 shards"):
+        PairSource(parts, 0)
+    generate_pairs(flow, parts, count=20, sampler="ddim", steps=2, seed=5, shard=8)
+    a, b = PairSource(whole, 0), PairSource(parts, 0)
+    assert torch.equal(a.index, b.index) and torch.allclose(a.x0.float(), b.x0.float(), atol=2e-3)
+
+    shard = whole / "000001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"000001.safetensors is truncated"):
+        PairSource(whole, 0)
+    with pytest.raises(UserError, match="another recipe: steps is 2 there and 3 here"):
+        generate_pairs(flow, parts, count=20, sampler="ddim", steps=3, seed=5, shard=8)
+    with pytest.raises(UserError, match="adds noise"):
+        generate_pairs(flow, tmp_path / "x", count=20, sampler="ddpm", steps=3, seed=5)
+    assert not (tmp_path / "x").exists()
+
+
+def test_one_step_distillation_learns_the_stored_coupling(flow, tmp_path):
+    """After distillation one step from stored noise is far closer to its partner than the flow's own single step."""
+    generate_pairs(flow, tmp_path / "p", count=64, sampler="ddim", steps=8, seed=5)
+    folder = tmp_path / "student"
+    train_tiny(
+        folder,
+        "flow-distillation",
+        method={"init": str(flow.folder), "pairs": str(tmp_path / "p")},
+        images=12_800,
+        lr=3e-3,
+    )
+    student = load_run(folder, "raw")
+    batch = PairSource(tmp_path / "p", 0).draw(torch.arange(64), torch.device("cpu"))
+    one = torch.ones((), dtype=torch.float64)
+
+    def error(run):
+        with torch.no_grad():
+            return float((run.model.x0(batch.eps, one, batch.label) - batch.x0).square().mean())
+
+    assert error(student) < 0.5 * error(flow), (error(student), error(flow))
+    assert student.train_evals > 12_800 * 3  # the pairs' own price is on the bill
+    assert torch.equal(
+        sample_images(student, "ddim", 1, torch.arange(4), seed=0), sample_images(student, "euler", 1, torch.arange(4), seed=0)
+    )

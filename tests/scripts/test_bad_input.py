@@ -1,0 +1,153 @@
+"""Bad input: one clear line on stderr, exit code 2, nothing written or lost. Each through the real command line."""
+
+from __future__ import annotations
+
+import io
+import runpy
+import sys
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core.checkpoints import latest_checkpoint
+from tests.tiny import tiny_config, train_tiny
+
+
+def run_script(name: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and stderr of `python -m scripts.NAME arguments`, in this process."""
+    errors, old = io.StringIO(), sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        with redirect_stderr(errors):
+            runpy.run_module(f"scripts.{name}", run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = old
+    return code, errors.getvalue()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def refused(folder: Path, name: str, *arguments: str) -> str:
+    """Runs the script and checks: exit code 2, one line on stderr, no file in `folder` changed. Returns that line."""
+    before = tree(folder)
+    code, errors = run_script(name, *arguments)
+    assert code == 2, (code, errors)
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), errors
+    assert tree(folder) == before
+    return lines[0]
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(tiny_config(tmp_path / "run")))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("optimizer.lrr=1e-3", ["unknown key 'optimizer.lrr'", "did you mean 'lr'?"]),
+        ("method.weigth=simple", ["unknown key 'method.weigth'", "did you mean 'weight'?"]),
+        ("budgett.images=5", ["unknown key 'budgett'", "did you mean 'budget'?"]),
+        ("optimizer.lr=fast", ["optimizer.lr", "valid number", "'fast'"]),
+        ("budget.images=2.5", ["budget.images", "valid integer", "2.5"]),
+        ("model.path=vp-cosin", ["model.path", "'vp-cosine'"]),
+        ("method.name=dpm", ["unknown method 'dpm'", "did you mean 'ddpm'?"]),
+        ("data.name=fashion", ["unknown data set 'fashion'", "did you mean 'fashion_mnist'?"]),
+        ("model.network.widths=[8,8,8,8]", ["side 8", "stride 16", "network.patch"]),
+        ("budget.evals=5", ["exactly one of budget.images and budget.evals"]),
+        ("train.accumulate=3", ["batch_size must be a positive multiple of accumulate"]),
+        ("nonsense", ["override 'nonsense' is not of the form key=value"]),
+        ("model.prediction=eps method.weight=truncated-snr", ["unbounded for model.prediction=eps"]),
+    ],
+)
+def test_config_mistakes(tmp_path, config, override, says):
+    line = refused(tmp_path, "train", config, *override.split(" "), "--cpu")
+    for words in says:
+        assert words in line
+
+
+def test_missing_config_and_missing_data(tmp_path, config):
+    assert "does not exist (did you mean 'c.yaml'?)" in refused(tmp_path, "train", tmp_path / "cc.yaml")
+    line = refused(tmp_path, "train", config, "data.name=fashion_mnist", f"data.root={tmp_path}", "--cpu")
+    assert "train-images-idx3-ubyte.gz" in line and str(tmp_path) in line
+    line = refused(tmp_path, "train", config, "data.name=folder", f"data.root={tmp_path}/none", "data.side=8", "--cpu")
+    assert "holds no images" in line
+
+
+def test_another_config_in_the_same_folder(tmp_path, config):
+    train_tiny(tmp_path / "run")
+    line = refused(tmp_path, "train", config, "optimizer.lr=0.5", "--cpu")
+    assert "optimizer.lr is 0.001 there and 0.5 here" in line
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("x")
+    assert "is not a run" in refused(tmp_path, "train", config, f"run={tmp_path}/thesis", "--cpu")
+
+
+def test_broken_checkpoints(tmp_path, config):
+    train_tiny(tmp_path / "run", images=320)
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    weights, state = checkpoint / "ema.safetensors", checkpoint / "state.pt"
+    whole = weights.read_bytes()
+
+    weights.write_bytes(whole[:-100])
+    assert "ema.safetensors is damaged or incomplete" in refused(
+        tmp_path, "sample", tmp_path / "run", "--steps", "2", "--out", tmp_path / "x.png"
+    )
+    weights.write_bytes(whole)
+
+    state.write_bytes(state.read_bytes()[:200])
+    values = tiny_config(tmp_path / "run", images=320)
+    config.write_text(yaml.safe_dump(values))
+    assert "state.pt is damaged or incomplete" in refused(tmp_path, "train", config, "--cpu")
+
+
+def test_checkpoint_of_another_architecture(tmp_path):
+    from core.errors import UserError
+    from core.model_spec import build_model, load_weights, read_spec
+
+    train_tiny(tmp_path / "run", images=64)
+    file = latest_checkpoint(tmp_path / "run") / "ema.safetensors"
+    spec = read_spec(file)
+    wider = spec.model_copy(update={"network": spec.network.model_copy(update={"widths": (12,)})})
+    with pytest.raises(UserError, match=r"another architecture: tensor '.*' is \(8.*in the checkpoint and \(12"):
+        load_weights(build_model(wider).network, file)
+    deeper = spec.model_copy(update={"network": spec.network.model_copy(update={"blocks": 2})})
+    with pytest.raises(UserError, match="another architecture: tensor '.*' is missing in the checkpoint"):
+        load_weights(build_model(deeper).network, file)
+
+
+def test_sampling_mistakes(tmp_path):
+    train_tiny(tmp_path / "run", images=64)
+    run, out = tmp_path / "run", tmp_path / "x.png"
+    for arguments, words in [
+        (["--steps", "0"], "steps = 0"),
+        (["--steps", "2", "--label", "11"], "label 11 is out of range: this model knows 0 to 9"),
+        (["--steps", "2", "--sampler", "dimm"], "unknown sampler 'dimm' (did you mean 'ddim'?)"),
+        (["--steps", "2", "--grid", "lamb"], "unknown grid 'lamb' (did you mean 'lam'?)"),
+    ]:
+        assert words in refused(tmp_path, "sample", run, "--out", out, *arguments)
+    assert "is not a run" in refused(tmp_path, "sample", tmp_path / "rum", "--steps", "1", "--out", out)
+
+
+def test_student_mistakes(tmp_path):
+    train_tiny(tmp_path / "teacher", images=64, prediction="x0")
+    values = tiny_config(tmp_path / "student", "progressive", method={"teacher": str(tmp_path / "teacher"), "start_steps": 12})
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(values))
+    assert "their ratio must be a power of 2" in refused(tmp_path, "train", file, "--cpu")
+    assert "is not a run" in refused(tmp_path, "train", file, "method.start_steps=4", "method.teacher=none", "--cpu")
+    line = refused(tmp_path, "train", file, "method.start_steps=4", "model.path=vp-cosine", "--cpu")
+    assert "a student copies its teacher's network" in line
+    values = tiny_config(tmp_path / "student", "consistency", method={"teacher": str(tmp_path / "teacher")})
+    file.write_text(yaml.safe_dump(values))
+    assert "predicts x0: the consistency function is built on v" in refused(tmp_path, "train", file, "--cpu")

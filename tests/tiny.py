@@ -1,0 +1,56 @@
+"""A tiny training run for tests: real code, a few thousand parameters, seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from core.method import Context
+from core.run_config import parse_run_config
+from core.trainer import Trainer
+from scripts.methods import method_class
+
+NETWORK = {"widths": [8], "blocks": 1, "attention": [], "patch": 2}
+
+
+def tiny_config(
+    folder: Path | str,
+    name: str = "ddpm",
+    prediction: str = "v",
+    path: str = "vp-cosine",
+    method: dict | None = None,
+    images: int = 640,
+    lr: float = 1e-3,
+    network: dict | None = None,
+    **sections: dict,
+) -> dict:
+    """The values of a run config on digits; a method that copies its network gets no model section."""
+    copies = name in ("progressive", "consistency", "flow-distillation") or "init" in (method or {})
+    values = {
+        "run": str(folder),
+        "data": {"name": "digits"},
+        "method": {"name": name, **(method or {})},
+        "optimizer": {"lr": lr},
+        "ema": {"half_life": 320},
+        "budget": {"images": images},
+        "train": {"batch_size": 64},
+        "log": {"metrics_every": 320, "samples_every": 10**9, "checkpoint_every": 320, "samples": 10, "steps": 2},
+    }
+    if not copies:
+        values["model"] = {"network": {**NETWORK, **(network or {})}, "path": path, "prediction": prediction}
+    for key, value in sections.items():
+        values[key] = {**values.get(key, {}), **value}
+    return values
+
+
+def train_tiny(folder: Path | str, name: str = "ddpm", **options) -> Trainer:
+    """Trains in this process and returns the trainer."""
+    values = tiny_config(folder, name, **options)
+    cls = method_class(name)
+    config = parse_run_config(values, cls, "test")
+    accelerator = Accelerator(cpu=True)
+    method = cls(config.method, Context(config.data, config.model, config.train.seed, accelerator.device))
+    trainer = Trainer(config, method, accelerator)
+    trainer.run()
+    return trainer
