@@ -1,0 +1,42 @@
+# Sourced by every recipe: goes to the repository's root, makes .venv if needed, and activates it.
+#
+#   PYTHON=python3.12   the interpreter that creates .venv (default: python3)
+#   VENV=PATH           another place for the environment; VENV=none uses the Python that is active
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# use_environment REQUIREMENTS: installs the file once; a changed file is installed again.
+use_environment() {
+    local requirements=$1 venv=${VENV:-.venv}
+    if [ "$venv" = none ]; then
+        return
+    fi
+    if [ ! -x "$venv/bin/python" ]; then
+        echo "creating $venv" >&2
+        "${PYTHON:-python3}" -m venv "$venv"
+    fi
+    # shellcheck disable=SC1091
+    . "$venv/bin/activate"
+    local stamp="$venv/.installed-$(basename "$requirements" .txt)" wanted
+    wanted=$(cat requirements*.txt | sha256sum)
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        echo "installing $requirements into $venv (once; a few minutes and gigabytes)" >&2
+        python -m pip install --quiet --disable-pip-version-check -r "$requirements" 2> >(grep -v '^WARNING: Location' >&2)
+        echo "$wanted" > "$stamp"
+    fi
+}
+
+# recipe DATASET: where its configs and its runs are.
+#   RUNS=FOLDER         where runs go (default: runs/DATASET)
+recipe() {
+    dataset=${1:-}
+    if [ -z "$dataset" ] || [ ! -d "configs/$dataset" ]; then
+        echo "error: give a data set: $(ls configs | tr '\n' ' ')(got '${dataset}')" >&2
+        exit 2
+    fi
+    configs=configs/$dataset
+    runs=${RUNS:-runs/$dataset}
+    use_environment requirements.txt
+}
+
+train() { python -m scripts.train "$@"; }
