@@ -125,7 +125,8 @@ def sample_images(
 ) -> Tensor:
     """uint8 [B, C, H, W] images of the samples with these global indices (int64 [B]).
 
-    Noise and, where `label` is None, classes come from (seed, index): batch size and process count change nothing.
+    Noise comes from (seed, index), so batch size and process count change nothing. Where `label` is None, classes take turns
+    by index: a random number of images of each class would only add noise to whatever is measured.
     """
     chosen = make_sampler(sampler)
     if threshold not in THRESHOLDS:
@@ -136,7 +137,7 @@ def sample_images(
     if isinstance(label, int):
         label = torch.full((len(indices),), label)
     if run.num_classes:
-        label = rng.integers(run.num_classes, "label") if label is None else label.to(device)
+        label = rng.indices % run.num_classes if label is None else label.to(device)
     elif label is not None:
         raise UserError(f"label given, but run {run.folder} is unconditional")
     denoiser = denoiser_for(run.model, label, run.num_classes, guidance_scale, threshold)

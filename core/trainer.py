@@ -108,6 +108,7 @@ class Trainer:
                 "images": self.images,
                 "evals": self.evals + self.spent_evals,
                 "seconds": self.seconds,
+                "processes": self.accelerator.num_processes,
                 "teacher": self.method.teacher_name,
                 "config_sha256": config_sha256(self.config),
             }

@@ -17,12 +17,11 @@ use_environment() {
     fi
     # shellcheck disable=SC1091
     . "$venv/bin/activate"
-    local stamp="$venv/.installed-$(basename "$requirements" .txt)" wanted
-    wanted=$(cat requirements*.txt | sha256sum)
-    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    local stamp="$venv/.installed-$(basename "$requirements")"
+    if ! cat requirements*.txt | cmp -s - "$stamp"; then
         echo "installing $requirements into $venv (once; a few minutes and gigabytes)" >&2
-        python -m pip install --quiet --disable-pip-version-check -r "$requirements" 2> >(grep -v '^WARNING: Location' >&2)
-        echo "$wanted" > "$stamp"
+        python -m pip install --quiet --disable-pip-version-check -r "$requirements"
+        cat requirements*.txt > "$stamp"
     fi
 }
 

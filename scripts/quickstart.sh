@@ -19,29 +19,27 @@ cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}
 started=$SECONDS
 
-flows() {
-    bash scripts/distill_flow.sh "$dataset"
-}
-students() {
-    bash scripts/distill_progressive.sh "$dataset" && bash scripts/distill_consistency.sh "$dataset"
-}
+flows() { bash scripts/distill_flow.sh "$dataset"; }
+students() { bash scripts/distill_progressive.sh "$dataset" && bash scripts/distill_consistency.sh "$dataset"; }
 
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
-export TQDM_DYNAMIC_NCOLS=1
-TQDM_POSITION=1 flows & lane=$!
-TQDM_POSITION=0 students & other=$!
-wait $other
-wait $lane
-trap - EXIT
+set -m # each lane in a process group of its own, so that all of it can be stopped
+stop() { kill -TERM -- "-$lane1" "-$lane2" 2>/dev/null || true; }
+trap stop EXIT
+trap 'exit 130' INT TERM
+TQDM_POSITION=0 students & lane1=$!
+TQDM_POSITION=1 flows & lane2=$!
+while kill -0 "$lane1" 2>/dev/null && kill -0 "$lane2" 2>/dev/null; do sleep 1; done
+if kill -0 "$lane1" 2>/dev/null; then wait "$lane2"; else wait "$lane1"; fi # the first to end; if it failed, so do we
+wait "$lane1"
+wait "$lane2"
+trap - EXIT INT TERM
+set +m
 echo "training took $(((SECONDS - started) / 60)) min; now the curve" >&2
 
+# Without a GPU two processes share the sampling, for the same reason; the rows are those of one process.
 processes=1
-if ! python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)'; then processes=$((cores > 1 ? 2 : 1)); fi
-measure=(-m scripts.evaluate "$configs/curve.yaml" out="$RUNS/curves.jsonl" runs="$RUNS")
-if [ "$processes" -gt 1 ]; then
-    accelerate launch --cpu --num_processes "$processes" --num_machines 1 --mixed_precision no --dynamo_backend no "${measure[@]}"
-else
-    python "${measure[@]}"
-fi
+if [ "$cores" -gt 1 ] && python -c 'import sys, torch; sys.exit(torch.cuda.is_available())'; then processes=2; fi
+torchrun --standalone --nproc_per_node "$processes" -m scripts.evaluate "$configs/curve.yaml" \
+    out="$RUNS/curves.jsonl" runs="$RUNS"
 python -m scripts.plot "$RUNS/curves.jsonl"
 echo "quickstart took $(((SECONDS - started) / 60)) min: see $RUNS/curves.png and $RUNS/samples.png" >&2

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--grid", help=f"spacing of the times: {', '.join(GRIDS)} (default: the sampler's own)")
     parser.add_argument("--count", type=int, default=64, help="images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (default: %(default)s)")
-    parser.add_argument("--label", type=int, help="class of all images (default: drawn by the seed)")
+    parser.add_argument("--label", type=int, help="class of all images (default: classes take turns)")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance; 1.0 is off (default)")
     parser.add_argument("--threshold", default="none", help="none, static or dynamic (default: %(default)s)")
     parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s")

@@ -1,7 +1,8 @@
 """Train a teacher, a student or a flow from a YAML config; the same command goes on after an interruption.
 
     python -m scripts.train configs/digits/teacher.yaml run=runs/teacher budget.images=200000
-    accelerate launch --num_processes 8 -m scripts.train configs/cifar10/teacher.yaml
+    accelerate launch --num_processes 8 -m scripts.train configs/fashion_mnist/teacher.yaml        (8 GPUs)
+    torchrun --standalone --nproc_per_node 2 -m scripts.train configs/digits/teacher.yaml          (2 processes, no GPU)
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ def main() -> None:
 
     from accelerate import Accelerator
 
+    from core.processes import start_processes
     from core.run_config import settle_run_folder
     from core.trainer import Trainer
 
     settle_run_folder(config, Path(config.run), write=False)  # before anything slow
-    accelerator = Accelerator(cpu=arguments.cpu)
+    accelerator = Accelerator(cpu=start_processes(arguments.cpu).device.type == "cpu")
     method = cls(config.method, Context(config.data, config.model, config.train.seed, accelerator.device))
     Trainer(config, method, accelerator).run()
     accelerator.end_training()

@@ -1,3 +1,3 @@
 # Arguments of scripts.pairs for this data set: from the flow for reflow, and from the reflow for its distillation.
-FLOW_PAIRS=(--count 20480 --sampler heun --steps 12)
-REFLOW_PAIRS=(--count 20480 --sampler heun --steps 8)
+FLOW_PAIRS=(--count 16384 --sampler heun --steps 8)
+REFLOW_PAIRS=(--count 16384 --sampler heun --steps 4)

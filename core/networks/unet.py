@@ -20,8 +20,9 @@ from core.errors import UserError
 def sinusoidal_embedding(t: Tensor, width: int) -> Tensor:
     """Embeds times t [B] in [0, 1] as [B, width]; 1000 t plays the part of DDPM's integer step."""
     half = width // 2
-    frequency = torch.exp(-math.log(10_000.0) / half * torch.arange(half, device=t.device, dtype=torch.float32))
-    phase = 1000.0 * t.float()[:, None] * frequency
+    t = t.to(torch.promote_types(t.dtype, torch.float32))
+    frequency = torch.exp(-math.log(10_000.0) / half * torch.arange(half, device=t.device, dtype=t.dtype))
+    phase = 1000.0 * t[:, None] * frequency
     return torch.cat([phase.cos(), phase.sin()], dim=1)  # [B, width]
 
 

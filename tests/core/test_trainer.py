@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,6 +39,17 @@ def environment() -> dict[str, str]:
 
 def weights(run: Path, which: str) -> dict[str, torch.Tensor]:
     return load_file(latest_checkpoint(run) / f"{which}.safetensors")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def assert_joined(run: Path, processes: int) -> None:
+    """The run really was trained by that many processes."""
+    assert json.loads((latest_checkpoint(run) / "price.json").read_text())["processes"] == processes
 
 
 def images_of(checkpoint: Path) -> int:
@@ -115,10 +127,12 @@ def test_two_processes_equal_one_at_the_same_global_batch(tmp_path):
     """accelerate launch with two gloo processes: weights and average agree with one process to rounding."""
     train_tiny(tmp_path / "one", images=1280, method={"label_dropout": 0.2})
     file = write_config(tmp_path, tiny_config(tmp_path / "two", images=1280, method={"label_dropout": 0.2}))
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
+    # --multi_gpu is how accelerate's launcher spells torchrun; with --cpu it would start one process, and say nothing.
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()), "-m"]
     done = subprocess.run(command(file, *launcher), cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert_joined(tmp_path / "two", 2)
     start = weights_at_start(tmp_path)
     for which in ("raw", "ema"):
         one, two = weights(tmp_path / "one", which), weights(tmp_path / "two", which)

@@ -1,0 +1,60 @@
+"""One or several processes: who does which samples, and how the results come together in order."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+from torch import Tensor
+
+from core.errors import UserError
+
+
+def start_processes(cpu: bool = False) -> PartialState:
+    """The state that `torchrun` or `accelerate launch` prepared, or a single process without a launcher.
+
+    Args:
+        cpu: stay on the processor even if there is a GPU; without one, no other choice is made.
+
+    Raises:
+        UserError: a launcher started several processes that do not know of each other; each would do and write everything.
+    """
+    cpu = cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    # Left to itself, accelerate takes launched processes on a machine without a GPU for so many single ones.
+    cpu = cpu or not torch.accelerator.is_available()
+    # The timeout is long because the others wait while the main process computes a metric.
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=24))
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != state.num_processes:
+        raise UserError(
+            f"{launched} processes were launched but accelerate joined {state.num_processes}: "
+            "use torchrun --standalone --nproc_per_node N -m scripts.NAME ..."
+        )
+    return state
+
+
+def share_of(total: int, state: PartialState) -> Tensor:
+    """int64: the contiguous run of sample indices 0..total - 1 that belongs to this process."""
+    size = -(-total // state.num_processes)
+    return torch.arange(total)[state.process_index * size : (state.process_index + 1) * size]
+
+
+def gather_in_order(part: Tensor, total: int, state: PartialState) -> Tensor:
+    """The whole [total, ...] on every process's CPU, from each one's `share_of` it."""
+    if state.num_processes == 1:
+        return part
+    size = -(-total // state.num_processes)
+    padded = part.new_zeros(size, *part.shape[1:])
+    padded[: len(part)] = part
+    return gather(padded.to(state.device)).cpu()[:total]
+
+
+def sum_over(values: list[float], state: PartialState) -> list[float]:
+    """Each value summed over the processes."""
+    if state.num_processes == 1:
+        return values
+    given = torch.tensor([values], dtype=torch.float64, device=state.device)
+    return gather(given).sum(0).tolist()

@@ -1,0 +1,1 @@
+"""Measuring: feature extractors, distances between sets of images, the sweep over step counts, tables and plots."""

@@ -1,0 +1,140 @@
+"""Feature extractors by name: what FID and its relatives are measured in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core.errors import UserError, nearest
+from eval.classifiers import CLASSIFIERS, load_classifier, weights_path
+from eval.fidelity import torch_fidelity
+
+INCEPTION = "inception-v3-compat"
+INCEPTION_WEIGHTS = "FID_INCEPTION_WEIGHTS"  # environment variable: a file in torch-fidelity's format
+
+
+class Extractor(ABC):
+    """Images -> feature vectors.
+
+    name, sha256: which features; width: their number D; metric_name: what the Fréchet distance in them is called, "FID"
+    for Inception's as the literature means it and "FD" for any others'; batch_size: images at a time.
+    """
+
+    name: str
+    sha256: str
+    width: int
+    metric_name: str = "FD"
+    batch_size: int = 500
+    device: torch.device
+
+    @abstractmethod
+    def _features(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] on the device -> [B, D]."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] -> float32 [N, D] on the CPU, in batches.
+
+        Raises:
+            UserError: images the extractor does not read.
+        """
+        parts = [self._features(part.to(self.device)).float().cpu() for part in images.split(self.batch_size)]
+        return torch.cat(parts) if parts else torch.empty(0, self.width)
+
+
+class ClassifierExtractor(Extractor):
+    """One of our small classifiers; sha256 is that of its weights file."""
+
+    def __init__(self, name: str, device: torch.device | str = "cpu", weights: str | Path | None = None):
+        path = Path(weights) if weights else weights_path(name)
+        self.name, self.device = name, torch.device(device)
+        classifier, self.metadata = load_classifier(name, path)
+        self.classifier = classifier.to(self.device)
+        self.width, self.num_classes = classifier.spec.features, classifier.spec.num_classes
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def _features(self, images: Tensor) -> Tensor:
+        return self.classifier.features(images)
+
+    @torch.no_grad()
+    def logits_of(self, features: Tensor) -> Tensor:
+        """Features [N, D] -> class logits [N, num_classes], so that no image passes through the network twice."""
+        return self.classifier.head_logits(features.to(self.device)).cpu()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 [N, 1, S, S] -> class logits [N, num_classes]."""
+        return self.logits_of(self(images))
+
+
+class InceptionExtractor(Extractor):
+    """The Inception network of the FID literature (TensorFlow, 2015-12-05), its pool of 2,048 features, by torch-fidelity.
+
+    weights: a file in torch-fidelity's format; None = the environment's FID_INCEPTION_WEIGHTS, else torch-fidelity's download.
+    sha256 is that of the tensors that the features depend on, so it does not change with the file around them.
+    """
+
+    metric_name = "FID"
+    batch_size = 64
+
+    def __init__(self, name: str = INCEPTION, device: torch.device | str = "cpu", weights: str | Path | None = None):
+        package = torch_fidelity()
+        weights = weights or os.environ.get(INCEPTION_WEIGHTS) or None
+        if weights and not Path(weights).is_file():
+            raise UserError(f"Inception weights {weights} do not exist: check extractor_weights and ${INCEPTION_WEIGHTS}")
+        self.name, self.device, self.width = name, torch.device(device), 2048
+        try:
+            self.network = package.utils.create_feature_extractor(
+                name,
+                ["2048"],
+                cuda=False,
+                verbose=False,
+                feature_extractor_weights_path=str(weights) if weights else None,
+            ).to(self.device)
+        except Exception as error:  # urllib, pickle and torch each have their own
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            if weights:
+                raise UserError(f"{weights} is not a file of Inception weights for torch-fidelity: {reason}") from error
+            raise UserError(
+                f"the Inception weights could not be downloaded ({reason}): set ${INCEPTION_WEIGHTS} (or extractor_weights) "
+                "to a file with them, or choose one of the classifiers"
+            ) from error
+        self.sha256 = _tensors_sha256(self.network.state_dict())
+
+    def _features(self, images: Tensor) -> Tensor:
+        rgb = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        return self.network(rgb.contiguous())[0]
+
+
+def _tensors_sha256(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        if not key.startswith("fc.") and not key.endswith("num_batches_tracked"):
+            digest.update(key.encode() + state[key].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+EXTRACTORS: dict[str, type[Extractor]] = {**{name: ClassifierExtractor for name in CLASSIFIERS}, INCEPTION: InceptionExtractor}
+
+
+def make_extractor(name: str, device: torch.device | str = "cpu", weights: str | Path | None = None) -> Extractor:
+    """The extractor of that name. `weights`: a file in place of the shipped or downloaded one.
+
+    Raises:
+        UserError: unknown name, or weights that cannot be had.
+    """
+    if name not in EXTRACTORS:
+        raise UserError(f"unknown extractor '{name}'{nearest(name, EXTRACTORS)}")
+    return EXTRACTORS[name](name, device, weights)
+
+
+def check_reads(extractor: Extractor, channels: int, side: int, dataset: str) -> None:
+    """Raises UserError if `extractor` does not read images of this shape."""
+    try:
+        extractor(torch.zeros(1, channels, side, side, dtype=torch.uint8))
+    except (UserError, ValueError) as error:
+        raise UserError(f"{extractor.name} on {dataset}: {error}") from error

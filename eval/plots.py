@@ -1,0 +1,214 @@
+"""Pictures of curves.jsonl: distance against network evaluations, and the samples behind the numbers. Loads matplotlib late."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from core.errors import UserError
+from eval.labels import place_labels
+from eval.rows import by_protocol, is_floor
+from eval.style import Look, look_of, read_styles
+from eval.table import protocol_words, series_key, series_words
+
+TICKS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000]
+SHOWN = 4  # samples in a cell of the grid of samples
+
+
+def _pyplot():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("plots need matplotlib: pip install matplotlib") from error
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "0", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 12}
+    )
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def series_of(group: list[dict]) -> dict[tuple, list[dict]]:
+    """The group's measured points by series, each sorted by NFE."""
+    series: dict[tuple, list[dict]] = {}
+    for row in group:
+        if not is_floor(row):
+            series.setdefault(series_key(row), []).append(row)
+    return {key: sorted(rows, key=lambda r: r["nfe"]) for key, rows in series.items()}
+
+
+def _look(row: dict, group: list[dict]) -> Look:
+    methods = [r["method"] for r in group if not is_floor(r)]
+    return look_of(row["method"], row["sampler"], methods, read_styles())
+
+
+def _name(row: dict, group: list[dict]) -> str:
+    """The series in words, the method by its label."""
+    return f"{_look(row, group).label}, {series_words(row, group).removeprefix(row['method']).strip()}"
+
+
+def plot_curves(group: list[dict], path: Path) -> None:
+    """Distance against NFE, both logarithmic, for rows of one protocol; written as PNG and SVG beside each other.
+
+    Raises:
+        UserError: nothing but a floor to draw.
+    """
+    plt = _pyplot()
+    series = series_of(group)
+    if not series:
+        raise UserError("no measured points to draw: run python -m scripts.evaluate first")
+    figure, axes = plt.subplots(figsize=(10, 6.2), layout="constrained")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ends = []
+    for rows in series.values():
+        look = _look(rows[0], group)
+        x, y = np.array([r["nfe"] for r in rows]), np.array([max(r["fid"], 1e-3) for r in rows])
+        # An error bar that reaches below zero would leave the logarithmic axis.
+        std = np.array([r["fid_std"] or 0.0 for r in rows])
+        bars = np.stack([np.minimum(std, 0.9 * y), std])
+        axes.errorbar(
+            x, y, yerr=bars, color=look.color, marker=look.marker, linestyle=look.dashes, markersize=5, linewidth=1.6,
+            capsize=2.5, elinewidth=1, markeredgecolor="white", markeredgewidth=0.6, zorder=3,
+        )  # fmt: skip
+        ends.append((x, y, _name(rows[0], group), look.color))
+    for row in filter(is_floor, group):
+        axes.axhline(row["fid"], color="black", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+        words = f"floor: {row['run']} against {row['reference']}" + (f", n = {row['n']}" if row["n"] != n_of(group) else "")
+        axes.annotate(
+            words, (0.995, row["fid"]), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+            ha="right", fontsize=9,
+        )  # fmt: skip
+    _axes(axes, group)
+    figure.draw_without_rendering()  # settles the layout that the labels are placed in
+    place_labels(axes, ends)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    plt.close(figure)
+
+
+def n_of(group: list[dict]) -> int:
+    """The n of the group's measured points."""
+    return next(row["n"] for row in group if not is_floor(row))
+
+
+def _axes(axes, group: list[dict]) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    measured = [row for row in group if not is_floor(row)]
+    largest = max(row["nfe"] for row in measured)
+    first = measured[0]
+    axes.xaxis.set_major_locator(FixedLocator([t for t in TICKS if t <= max(2, largest * 1.05)]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(0.8, max(2.0, largest) * 1.35)
+    axes.grid(which="major", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("network evaluations an image (counted)")
+    axes.set_ylabel(f"{first['metric']}@{first['n']}, {first['extractor']} features")
+    measure = f"{first['metric']}@{first['n']}"
+    axes.set_title(f"{first['dataset']}: {measure} against {first['reference']}, {first['extractor']} features")
+    errors = ", ".join(sorted({row["fid_error"] for row in measured if row["fid_error"]}))
+    emas = ", ".join(sorted({row["ema"] for row in measured}))
+    seeds = ", ".join(sorted({str(row["seed"]) for row in measured}))
+    notes = [f"error bars: ±1 standard deviation ({errors})"] if errors else []
+    notes += [f"weights: {emas}", f"seed {seeds}", f"extractor sha256 {first['extractor_sha256'][:8]}"]
+    axes.figure.supxlabel("; ".join(notes), fontsize=7.5, color="#555555")
+
+
+def plot_samples(group: list[dict], folder: Path, path: Path) -> bool:
+    """The kept samples: a row a series, a column a number of steps, the same noise (and classes) in every cell.
+
+    Args:
+        folder: of the curves file, which the rows' `samples` are relative to.
+
+    Returns:
+        False if no samples are there to show.
+    """
+    plt = _pyplot()
+    series = series_of(group)
+    steps = sorted({row["steps"] for rows in series.values() for row in rows})
+    cells = {(key, row["steps"]): _strip(folder, row) for key, rows in series.items() for row in rows}
+    if all(cell is None for cell in cells.values()):
+        return False
+    figure, grid = plt.subplots(
+        len(series), len(steps), squeeze=False, figsize=(2.2 + 1.1 * len(steps), 0.7 + 1.2 * len(series)), layout="constrained"
+    )
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.06, wspace=0.01, hspace=0.02)
+    for axes_row, (key, rows) in zip(grid, series.items()):
+        for axes, count in zip(axes_row, steps):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+            cell = cells.get((key, count))
+            if cell is not None:
+                axes.imshow(cell, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        look = _look(rows[0], group)
+        words = _name(rows[0], group)
+        axes_row[0].set_ylabel(_broken(words), rotation=0, ha="right", va="center", color=look.color, fontsize=9, labelpad=6)
+    for axes, count in zip(grid[0], steps):
+        axes.set_title(f"{count} step{'s' * (count > 1)}", fontsize=9)
+    first = next(row for row in group if not is_floor(row))
+    figure.suptitle(f"{first['dataset']}: the first {SHOWN} samples, same noise in every cell", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    plt.close(figure)
+    return True
+
+
+def _broken(words: str, width: int = 22) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(words, width))
+
+
+def _strip(folder: Path, row: dict) -> np.ndarray | None:
+    """The first samples of a row as one picture of two columns, from its strip; None (with a warning) where it is gone."""
+    if not row["samples"]:
+        return None
+    from PIL import Image
+
+    file = folder / row["samples"]
+    try:
+        with Image.open(file) as image:
+            pixels = np.asarray(image)
+    except OSError:
+        print(f"warning: {file} is missing or damaged; its cell stays empty", file=sys.stderr)
+        return None
+    side = pixels.shape[0]
+    images = [pixels[:, i : i + side] for i in range(0, min(SHOWN * side, pixels.shape[1]), side)]
+    gap = max(1, side // 16)
+    columns = min(2, len(images))
+    lines = -(-len(images) // columns)
+    shape = (lines * (side + gap) - gap, columns * (side + gap) - gap, *pixels.shape[2:])
+    cell = np.full(shape, 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (side + gap), (i % columns) * (side + gap)
+        cell[y : y + side, x : x + side] = image
+    return cell
+
+
+def plot_all(rows: list[dict], folder: Path, out: Path) -> list[Path]:
+    """curves.png (and .svg) and samples.png for each protocol among `rows`; from the second on, names say which."""
+    groups = [group for group in by_protocol(rows) if not all(map(is_floor, group))]
+    if not groups:
+        raise UserError("no measured points to draw: run python -m scripts.evaluate first")
+    written, drawn = [], set()
+    for i, group in enumerate(groups):
+        first = next(row for row in group if not is_floor(row))
+        suffix = "" if i == 0 else f"-{first['dataset']}-{first['extractor']}-{first['n']}".replace(" ", "-")
+        plot_curves(group, out / f"curves{suffix}.png")
+        written += [out / f"curves{suffix}.png", out / f"curves{suffix}.svg"]
+        print(f"{out / f'curves{suffix}.png'}: {protocol_words(group)}", file=sys.stderr)
+        shown = frozenset(row["samples"] for row in group if row.get("samples"))
+        if shown not in drawn and plot_samples(group, folder, out / f"samples{suffix}.png"):
+            drawn.add(shown)
+            written.append(out / f"samples{suffix}.png")
+    return written

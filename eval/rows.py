@@ -1,0 +1,118 @@
+"""curves.jsonl: one JSON object a line, one line a measured point; lines are only ever appended."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from core.errors import UserError
+
+# What makes two rows measurements of the same thing. Machine, batch size, process count and date do not.
+IDENTITY = (
+    "dataset",
+    "method",
+    "run",
+    "weights_sha256",
+    "sampler",
+    "steps",
+    "guidance_scale",
+    "threshold",
+    "grid",
+    "n",
+    "fid_error",
+    "seed",
+    "extractor",
+    "extractor_sha256",
+    "reference",
+    "reference_sha256",
+)
+# Rows that agree in these may be drawn in one curve or table.
+PROTOCOL = ("dataset", "metric", "n", "extractor", "extractor_sha256", "reference", "reference_sha256")
+
+
+def identity(row: dict) -> tuple:
+    """The row's values of IDENTITY."""
+    return tuple(row[key] for key in IDENTITY)
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    """All complete rows of a curves file; [] if there is none. A last line that was cut off by a kill is left out.
+
+    Raises:
+        UserError: any other line that is not a row, with its number.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a file, for example {path / 'curves.jsonl'}")
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+            if row is not None:
+                identity(row)
+                rows.append(row)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # no newline after it: writing it was interrupted
+                break
+            raise UserError(f"{path}, line {number} is not a row of a curve ({error!r}): mend or delete that line") from error
+    return rows
+
+
+def drop_torn_line(path: Path) -> None:
+    """Removes a last line that was cut off by a kill, or gives a whole one its newline, so that appending is safe."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    if not content or content.endswith(b"\n"):
+        return
+    whole, _, last = content.rpartition(b"\n")
+    try:
+        identity(json.loads(last))
+        path.write_bytes(content + b"\n")
+    except (ValueError, KeyError, TypeError):
+        print(f"{path}: its last line was cut off and is measured again", file=sys.stderr)
+        with open(path, "r+b") as file:
+            file.truncate(len(whole) + 1 if whole else 0)
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Adds one line, on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def is_floor(row: dict) -> bool:
+    """Whether the row compares real images with real images: nothing was sampled."""
+    return row["sampler"] is None
+
+
+def by_protocol(rows: list[dict]) -> list[list[dict]]:
+    """Rows grouped by PROTOCOL, in order of appearance: nothing measured differently ends up in one picture or table.
+
+    A floor joins every group that differs from it in n alone (a test split may be smaller than n); whoever shows it
+    there says so.
+    """
+
+    def key(row: dict, *without: str) -> tuple:
+        return tuple(row[name] for name in PROTOCOL if name not in without)
+
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if not is_floor(row):
+            groups.setdefault(key(row), []).append(row)
+    floors = [row for row in rows if is_floor(row)]
+    if not groups:
+        return [[row] for row in floors]
+    for group in groups.values():
+        fitting = [row for row in floors if key(row, "n") == key(group[0], "n")]
+        same_n = [row for row in fitting if row["n"] == group[0]["n"]]
+        group.extend(same_n[-1:] or fitting[-1:])
+    return list(groups.values())

@@ -1,0 +1,97 @@
+"""The config of a sweep: which runs, samplers and step counts are measured, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+
+from core.config import Strict
+from core.denoisers import THRESHOLDS
+from core.grids import GRIDS
+from core.samplers import make_sampler
+
+
+class SweepEntry(Strict):
+    """One run, measured with every combination of samplers, steps and guidance_scales.
+
+    method: what the rows call it (null = the method named in the run's config); grid: null = the sampler's own.
+    """
+
+    run: str
+    weights: Literal["ema", "raw"] = "ema"
+    method: str | None = None
+    samplers: tuple[str, ...] = ("ddim",)
+    steps: tuple[int, ...]
+    guidance_scales: tuple[float, ...] = (1.0,)
+    threshold: Literal[tuple(THRESHOLDS)] = "none"
+    grid: Literal[tuple(GRIDS)] | None = None
+
+    @field_validator("steps")
+    @classmethod
+    def _steps(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if not steps or min(steps) < 1:
+            raise ValueError("every number of steps must be at least 1")
+        return steps
+
+    @field_validator("samplers")
+    @classmethod
+    def _samplers(cls, samplers: tuple[str, ...]) -> tuple[str, ...]:
+        for name in samplers:
+            make_sampler(name)
+        return samplers
+
+
+class SweepConfig(Strict):
+    """out: the curves file; runs: folder that the entries' runs are relative to (null = the current one).
+
+    n: images a set; sets: disjoint sets of n, whose mean and standard deviation are reported from 3 on; bootstrap: resamples
+    for the error bar of a single set (0 = none). reference: the split compared with; floor: also measure the other split
+    against it. keep_samples: first images of every row kept as a picture beside `out`. extractor_weights: a file for
+    inception-v3-compat. device: null = a GPU if there is one.
+    """
+
+    out: str
+    runs: str | None = None
+    extractor: str | tuple[str, ...]
+    extractor_weights: str | None = None
+    reference: Literal["train", "test"] = "train"
+    n: int
+    sets: int = 1
+    bootstrap: int = 20
+    seed: int = 0
+    batch_size: int = 256
+    keep_samples: int = 16
+    floor: bool = True
+    device: str | None = None
+    cache: str = "runs/.cache/reference"
+    entries: tuple[SweepEntry, ...]
+
+    @model_validator(mode="after")
+    def _sensible(self) -> SweepConfig:
+        if self.n < 4:
+            raise ValueError(f"n = {self.n}: a set needs at least 4 images")
+        if self.sets < 1 or self.sets == 2:
+            raise ValueError(f"sets = {self.sets}: 1 (with a bootstrapped error bar), or at least 3")
+        if self.bootstrap < 0 or self.bootstrap == 1:
+            raise ValueError(f"bootstrap = {self.bootstrap}: 0 (no error bar), or at least 2 resamples")
+        if self.batch_size < 1 or self.keep_samples < 0:
+            raise ValueError("batch_size must be at least 1 and keep_samples at least 0")
+        if not self.entries:
+            raise ValueError("entries is empty: nothing to measure")
+        return self
+
+    @property
+    def extractors(self) -> tuple[str, ...]:
+        return (self.extractor,) if isinstance(self.extractor, str) else self.extractor
+
+    @property
+    def error_bar(self) -> str | None:
+        """What fid_std is, in words."""
+        if self.sets > 1:
+            return f"{self.sets} sets"
+        return f"bootstrap {self.bootstrap}" if self.bootstrap else None
+
+    def folder_of(self, entry: SweepEntry) -> Path:
+        return Path(self.runs) / entry.run if self.runs else Path(entry.run)

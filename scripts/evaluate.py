@@ -1,0 +1,100 @@
+"""Measures runs over step counts and appends the rows to a curves file; points that are there already are not repeated.
+
+    python -m scripts.evaluate configs/digits/curve.yaml
+    python -m scripts.evaluate configs/digits/curve.yaml n=1000 sets=3 out=runs/x/curves.jsonl
+    python -m scripts.evaluate --run runs/digits/teacher --sampler ddim,unipc --steps 1,2,4 --n 449 --extractor digits-cnn
+    torchrun --standalone --nproc_per_node 2 -m scripts.evaluate configs/digits/curve.yaml
+
+The last line shares the samples among processes, on GPUs or on processor cores. `accelerate launch --num_processes N` does the
+same on GPUs; with --cpu it starts one process only, whatever N is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from core.config import parse, read_config
+from core.errors import UserError, command_line
+from core.processes import start_processes
+from eval.sweep import run_sweep
+from eval.sweep_config import SweepConfig
+from eval.table import text_tables
+
+
+def numbers(text: str, kind: type, option: str) -> list:
+    """ "1,2,4" -> [1, 2, 4]."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} {text}: give numbers with commas between them, such as 1,2,4") from error
+
+
+def from_options(a: argparse.Namespace) -> dict:
+    """The sweep config that `--run` and the options beside it describe."""
+    if not (a.steps and a.n and a.extractor):
+        raise UserError("--run needs --steps, --n and --extractor too: --steps 1,2,4 --n 449 --extractor digits-cnn")
+    entry = {
+        "run": a.run,
+        "weights": a.weights,
+        "samplers": a.sampler.split(","),
+        "steps": numbers(a.steps, int, "--steps"),
+        "guidance_scales": numbers(a.guidance_scale, float, "--guidance-scale"),
+        "threshold": a.threshold,
+        "grid": a.grid,
+    }
+    extractors = a.extractor.split(",")
+    return {
+        "out": a.out or str(Path(a.run) / "curves.jsonl"),
+        "extractor": extractors[0] if len(extractors) == 1 else extractors,
+        "n": a.n,
+        "sets": a.sets,
+        "seed": a.seed,
+        "entries": [entry],
+    }
+
+
+@command_line
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", nargs="*", help="a sweep's YAML file, then key=value overrides (with --run: overrides only)")
+    parser.add_argument("--run", help="folder of one run, instead of a config")
+    parser.add_argument("--weights", default="ema", help="ema or raw (default: %(default)s)")
+    parser.add_argument("--sampler", default="ddim", help="with commas between several (default: %(default)s)")
+    parser.add_argument("--steps", help="such as 1,2,4,8")
+    parser.add_argument("--guidance-scale", default="1.0", help="with commas between several; 1.0 is off (default)")
+    parser.add_argument("--threshold", default="none", help="none, static or dynamic (default: %(default)s)")
+    parser.add_argument("--grid", help="spacing of the times (default: the sampler's own)")
+    parser.add_argument("--extractor", help="digits-cnn, fashion-cnn or inception-v3-compat; with commas between several")
+    parser.add_argument("--n", type=int, help="images a set")
+    parser.add_argument("--sets", type=int, default=1, help="disjoint sets: 1, or at least 3 (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--out", help="curves file (default: curves.jsonl in the run's folder)")
+    a = parser.parse_args()
+    if a.run:
+        values, source = from_options(a), "command line"
+        for override in a.config:
+            if "=" not in override:
+                raise UserError(f"'{override}' beside --run: give either a config or --run, and overrides as key=value")
+        values = values | read_overrides(a.config)
+    elif a.config:
+        values, source = read_config(a.config[0], a.config[1:]), a.config[0]
+    else:
+        raise UserError("nothing to measure: give a sweep's YAML file, or --run FOLDER (see --help)")
+    config = parse(SweepConfig, values, source)
+    rows = run_sweep(config)
+    if start_processes().is_main_process:
+        print(text_tables(rows))
+
+
+def read_overrides(overrides: list[str]) -> dict:
+    """ "n=5" -> {"n": 5}."""
+    import yaml
+
+    return {key: yaml.safe_load(text) for key, _, text in (item.partition("=") for item in overrides)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Draws curves.png, curves.svg and samples.png from a curves file, without sampling anything.
+
+    python -m scripts.plot runs/quickstart/curves.jsonl
+    python -m scripts.plot a/curves.jsonl b/curves.jsonl --out pictures --markdown table.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from core.errors import UserError, command_line
+from eval.plots import plot_all
+from eval.rows import read_rows
+from eval.table import markdown_tables
+
+
+@command_line
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("curves", type=Path, nargs="+", help="curves.jsonl, or several to draw together")
+    parser.add_argument("--out", type=Path, help="folder for the pictures (default: that of the first curves file)")
+    parser.add_argument("--markdown", type=Path, help="also write the table, as Markdown, to this file")
+    a = parser.parse_args()
+    rows = []
+    for file in a.curves:
+        if not file.exists():
+            raise UserError(f"{file} does not exist: python -m scripts.evaluate writes it")
+        for row in read_rows(file):
+            if row["samples"]:  # so that every row's samples are relative to the first file's folder
+                row["samples"] = os.path.relpath(file.parent / row["samples"], a.curves[0].parent)
+            rows.append(row)
+    for path in plot_all(rows, a.curves[0].parent, a.out or a.curves[0].parent):
+        print(path)
+    if a.markdown:
+        a.markdown.parent.mkdir(parents=True, exist_ok=True)
+        a.markdown.write_text(markdown_tables(rows) + "\n")
+        print(a.markdown)
+
+
+if __name__ == "__main__":
+    main()

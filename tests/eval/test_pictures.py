@@ -1,0 +1,78 @@
+"""Tables and plots: rows of another protocol never mix, colours stay with their methods, and every picture is written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from core.errors import UserError
+from core.pictures import save_png, tile
+from eval.plots import plot_all, series_of
+from eval.rows import IDENTITY, by_protocol
+from eval.style import look_of, read_styles
+from eval.table import markdown_tables, text_tables
+
+
+def row(method: str, steps: int | None, fid: float, **changes) -> dict:
+    values = dict.fromkeys(IDENTITY) | {"dataset": "digits", "method": method, "run": method, "n": 449, "metric": "FD"}
+    values |= {"steps": steps, "nfe": None if steps is None else float(steps), "sampler": None if steps is None else "ddim"}
+    values |= {"guidance_scale": 1.0, "fid": fid, "fid_std": fid / 10, "fid_error": "bootstrap 20", "extractor": "digits-cnn"}
+    values |= {"extractor_sha256": "ab" * 32, "reference": "digits train", "reference_sha256": "cd" * 32, "ema": "raw"}
+    return values | {"seed": 0, "samples": None, "weights_sha256": method} | changes
+
+
+ROWS = [
+    row("floor", None, 2.0),
+    *[row("ddpm", s, 500 / s) for s in (1, 10, 1000)],
+    *[row("new", s, 50 / s) for s in (1, 2)],
+]
+
+
+def test_other_n_is_another_group():
+    more = [row("ddpm", 1, 30.0, n=1000), row("ddpm", 1, 40.0, extractor="inception-v3-compat", metric="FID")]
+    groups = by_protocol(ROWS + more)
+    assert [len(group) for group in groups] == [6, 2, 1]
+    assert [r["n"] for r in groups[1]] == [1000, 449]  # the floor of 449 joins, and says so
+    assert "floor: floor (n = 449)" in text_tables(ROWS + more).split("\n\n")[1]
+    assert "FID@449, inception-v3-compat" in text_tables(ROWS + more)
+
+
+def test_tables():
+    text = text_tables(ROWS).splitlines()
+    assert text[1].split() == ["steps", "1", "2", "10", "1000"]
+    assert text[2].split() == ["ddpm", "ddim", "500", "±", "50", "50.0", "±", "5.0", "0.500", "±", "0.050"]
+    assert "| new ddim | 50.0 ± 5.0 | 25.0 ± 2.5 |  |  |" in markdown_tables(ROWS)
+
+
+def test_a_method_keeps_its_colour():
+    styles = read_styles()
+    few = look_of("progressive", "ddim", ["progressive"], styles)
+    many = look_of("progressive", "ddim", ["a", "b", "consistency", "progressive"], styles)
+    assert few == many
+    methods = [*styles, "a", "b", "c"]
+    students = [look_of(m, "ddim", methods, styles).color for m in methods if not styles.get(m) or not styles[m].neutral]
+    assert len(set(students)) == len(students)
+    looks = {look_of("ddpm", s, [], styles)[:3] for s in ("ddim", "ddpm", "heun", "unipc")}
+    assert len(looks) == 4
+
+
+def test_pictures_are_written(tmp_path):
+    rows = [dict(r) for r in ROWS]
+    for i, r in enumerate(rows[1:]):
+        r["samples"] = f"samples/{i}.png"
+        images = torch.full((16, 1, 8, 8), 40 * i, dtype=torch.uint8)
+        save_png(tile(images, columns=16, gap=0), tmp_path / r["samples"])
+    (tmp_path / "samples" / "3.png").unlink()  # a missing strip leaves an empty cell
+    written = plot_all(rows, tmp_path, tmp_path / "out")
+    assert {p.name for p in written} == {"curves.png", "curves.svg", "samples.png"}
+    with Image.open(tmp_path / "out" / "curves.png") as image:
+        assert image.width > 1000 and len(set(image.convert("L").resize((200, 120)).tobytes())) > 20
+    svg = (tmp_path / "out" / "curves.svg").read_text()
+    assert "<!-- digits: FD@449 against digits train" in svg  # matplotlib names the text that it draws as outlines
+    assert [len(points) for points in series_of(rows).values()] == [3, 2]
+
+
+def test_only_a_floor_is_nothing_to_draw(tmp_path):
+    with pytest.raises(UserError, match="no measured points"):
+        plot_all(ROWS[:1], tmp_path, tmp_path)
