@@ -105,7 +105,7 @@ class Tracker:
     def close(self) -> None:
         self.bar.close()
         if self.wandb is not None:
-            self.wandb.finish(quiet=True)
+            self.wandb.finish()
 
 
 def _images(line: str, otherwise: int) -> int:

@@ -204,18 +204,31 @@ def test_nan_stops_with_the_batch_on_disk(tmp_path):
     assert batch["x0"].shape == (64, 1, 8, 8) and len(batch["t"]) == 64
 
 
+def wandb_records(file: Path):
+    """The protobuf records of an offline run's file: LevelDB's log format behind a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, body, block = file.read_bytes(), 7, b"", 32768
+    assert data[:4] == b":W&B"
+    while position + 7 <= len(data):
+        if block - position % block < 7:  # too little room for a record's head: the rest of the block is padding
+            position += block - position % block
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        body += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or its last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(body)
+            yield record
+            body = b""
+
+
 def test_wandb_offline_run_leaves_its_history(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     train_tiny(tmp_path / "run", images=640, log={"wandb": "offline"})
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
-    store, losses = DataStore(), []
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            losses += [json.loads(i.value_json) for i in record.history.item if "loss" in (i.key, *i.nested_key)]
+    history = [r.history for r in wandb_records(file) if r.WhichOneof("record_type") == "history"]
+    losses = [json.loads(i.value_json) for h in history for i in h.item if "loss" in (i.key, *i.nested_key)]
     assert losses == [row["loss"] for row in metrics(tmp_path / "run")]
+    assert len(losses) == 2

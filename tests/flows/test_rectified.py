@@ -75,7 +75,7 @@ def test_times_follow_their_density(config, density):
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flow") / "flow"
-    train_tiny(folder, "rectified-flow", prediction="u", path="rectified")
+    train_tiny(folder, "rectified-flow", prediction="u", path="rectified", images=12_800, lr=3e-3)
     return load_run(folder)
 
 
