@@ -51,21 +51,29 @@ def _merge(base: dict, top: dict) -> dict:
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
-        other = isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        named = isinstance(value, dict) and isinstance(old, dict) and "name" in value and "name" in old
+        other = named and value["name"] != old["name"]
         merged[key] = _merge(old, value) if isinstance(value, dict) and isinstance(old, dict) and not other else value
     return merged
 
 
-def read_config(path: str | Path, overrides: list[str] = ()) -> dict:
-    """A YAML file over its `base:` (a path relative to the file, and so on), then `section.key=value` overrides."""
+def read_config(path: str | Path, overrides: list[str] = (), above: tuple[Path, ...] = ()) -> dict:
+    """A YAML file over its `base:` (a path relative to the file, and so on), then `section.key=value` overrides.
+
+    The overrides are taken together: their order matters only where one key is given twice. `above` are the files that
+    this one is the base of.
+    """
     path = Path(path)
+    if path.resolve() in above:
+        raise UserError(f"config {path}: its base files lead back to itself")
     if not path.is_file():
         raise UserError(f"config {path} does not exist{nearest(path.name, [p.name for p in path.parent.glob('*.yaml')])}")
     values = _load(path.read_text(), str(path)) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values, not a {type(values).__name__}")
     if base := values.pop("base", None):
-        values = _merge(read_config(path.parent / base), values)
+        values = _merge(read_config(path.parent / base, above=(*above, path.resolve())), values)
+    overridden: dict = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -73,8 +81,8 @@ def read_config(path: str | Path, overrides: list[str] = ()) -> dict:
         nested: Any = _load(text, f"override '{override}'")
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        values = _merge(values, nested)
-    return values
+        overridden = _merge(overridden, nested)
+    return _merge(values, overridden)
 
 
 def _section(cls: type[Strict], location: tuple) -> type[Strict] | None:

@@ -38,6 +38,16 @@ def choice(size: int, count: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:count]
 
 
+def balanced_choice(labels: Tensor, count: int) -> Tensor:
+    """int64 [count]: indices with classes taking turns, as they do among samples, in a fixed shuffled order within each class."""
+    order = choice(len(labels), len(labels))
+    shuffled = labels[order]
+    rank = torch.zeros_like(shuffled)
+    for c in shuffled.unique():
+        rank[shuffled == c] = torch.arange(int((shuffled == c).sum()))
+    return order[torch.argsort(rank, stable=True)][:count]
+
+
 def cache_file(data: ImageData, extractor: Extractor, cache: Path) -> Path:
     """Where the entry for this data and this extractor lies: the name is a hash of both contents."""
     key = f"{VERSION} {data.sha256} {extractor.name} {extractor.sha256} {KEPT}"

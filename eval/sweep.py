@@ -26,7 +26,7 @@ from eval.extractors import INCEPTION, ClassifierExtractor, Extractor, check_rea
 from eval.machine import commit, device_words
 from eval.metrics import bootstrap_std, frechet_distance, kernel_distance, precision_recall, statistics
 from core.processes import gather_in_order, share_of, start_processes, sum_over
-from eval.reference import Reference, choice, reference_for
+from eval.reference import Reference, balanced_choice, reference_for
 from eval.rows import append_row, drop_torn_line, identity, read_rows
 from eval.sweep_config import SweepConfig, SweepEntry
 
@@ -259,7 +259,7 @@ class Sweep:
     def _floor(self, extractor: Extractor) -> None:
         """The distance between two sets of real images, the best that a sampler can be expected to reach at this n."""
         row = self._floor_protocol(extractor)
-        features = extractor(self.floor_data.images[choice(len(self.floor_data), row["n"])])
+        features = extractor(self.floor_data.images[balanced_choice(self.floor_data.labels, row["n"])])
         found = measure(features, self.references[extractor.name], 1, self.config.bootstrap)
         self._write(row | found | {"class_histogram": class_histogram(features, extractor, self.data)})
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from eval.rows import by_protocol, is_floor
 
-
-SERIES = ("method", "run", "ema", "sampler", "guidance_scale", "threshold", "grid", "weights_sha256", "seed")
+# Not the weights: a run may keep other weights for other numbers of steps, and is one curve all the same.
+SERIES = ("method", "run", "ema", "sampler", "guidance_scale", "threshold", "grid", "config_sha256", "seed")
 
 
 def protocol_words(rows: list[dict]) -> str:
@@ -34,7 +34,7 @@ def series_words(row: dict, among: list[dict]) -> str:
     words = [row["method"], row["sampler"]]
     if row["guidance_scale"] != 1.0:
         words.append(f"guidance {row['guidance_scale']:g}")
-    if differs("run", "weights_sha256"):
+    if differs("run", "config_sha256"):
         words.append(row["run"])
     if differs("ema"):
         words.append(row["ema"])

@@ -1,0 +1,101 @@
+"""A data set in memory, and batches drawn by index from (seed, images seen)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from core.noise import Noise
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 [0, 255] -> float32 [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float [-1, 1] -> uint8 [0, 255]: round, then clamp."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """One split of a data set.
+
+    images: uint8 [N, C, H, W]; labels: int64 [N], all 0 where there are no classes; num_classes: 0 = none;
+    flip: whether a mirrored image is as good an image.
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    labels: Tensor
+    num_classes: int
+    flip: bool = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
+    @property
+    def side(self) -> int:
+        return self.images.shape[2]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the pixels and the labels."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().tobytes())
+        digest.update(self.labels.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+class Batch(NamedTuple):
+    """Training samples: x0 [B, C, H, W] in [-1, 1], label [B] or None, rng with the index of each sample.
+
+    eps: stored noise that belongs to x0 (a coupling made beforehand), or None where noise is independent of the data.
+    """
+
+    x0: Tensor
+    label: Tensor | None
+    rng: Noise
+    eps: Tensor | None = None
+
+
+class EpochOrder:
+    """Position in the stream of samples -> index in the data: a fresh permutation every epoch, from (seed, epoch)."""
+
+    def __init__(self, size: int, seed: int):
+        self.size, self.seed = size, seed
+        self._cached: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if self._cached[0] != epoch:
+            generator = torch.Generator().manual_seed((self.seed << 20) ^ epoch)
+            self._cached = (epoch, torch.randperm(self.size, generator=generator))
+        return self._cached[1]
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """positions int64 [B], increasing -> data indices [B]."""
+        epochs = positions // self.size
+        return torch.cat([self._permutation(int(e))[positions[epochs == e] % self.size] for e in epochs.unique()])
+
+
+def draw_batch(data: ImageData, order: EpochOrder, positions: Tensor, device: torch.device) -> Batch:
+    """The samples at these positions of the training stream (int64 [B], counted in images seen)."""
+    index = order(positions)
+    rng = Noise(order.seed, positions.to(device))
+    x0 = to_float(data.images[index]).to(device, non_blocking=True)
+    if data.flip:
+        mirrored = (rng.uniform("flip") < 0.5).view(-1, 1, 1, 1)
+        x0 = torch.where(mirrored, x0.flip(-1), x0)
+    label = data.labels[index].to(device, non_blocking=True) if data.num_classes else None
+    return Batch(x0, label, rng)
