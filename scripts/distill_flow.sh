@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Distils the data set's reflowed model into one step (flow and reflow are trained first if needed).
+# Distils the data set's reflowed model into a few steps (flow and reflow are trained first if needed).
 #   bash scripts/distill_flow.sh DATASET [key=value ...]      overrides go to the distillation
 source "$(dirname "$0")/environment.sh"
 recipe "${1:-}"

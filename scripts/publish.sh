@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Copies a measured curve into results/: rows, kept samples, configs, pictures and the table.
+#   bash scripts/publish.sh runs/quickstart results/digits
+source "$(dirname "$0")/environment.sh"
+use_environment requirements.txt
+from=${1:?folder with curves.jsonl} to=${2:?folder in results}
+if [ ! -f "$from/curves.jsonl" ]; then
+    echo "error: $from/curves.jsonl does not exist: run scripts/quickstart.sh or python -m scripts.evaluate first" >&2
+    exit 2
+fi
+mkdir -p "$to/configs"
+cp "$from/curves.jsonl" "$to/"
+rm -rf "$to/samples" && cp -R "$from/samples" "$to/"
+for config in "$from"/*/config.yaml; do cp "$config" "$to/configs/$(basename "$(dirname "$config")").yaml"; done
+python -m scripts.plot "$to/curves.jsonl" --markdown "$to/table.md"
