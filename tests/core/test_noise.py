@@ -19,9 +19,7 @@ KNOWN_ANSWERS = [
 
 @pytest.mark.parametrize("counter, key, result", KNOWN_ANSWERS)
 def test_known_answers(counter, key, result):
-    words = philox(
-        tuple(torch.tensor([int(w, 16)]) for w in counter.split()), tuple(int(w, 16) for w in key.split())
-    )
+    words = philox(tuple(torch.tensor([int(w, 16)]) for w in counter.split()), tuple(int(w, 16) for w in key.split()))
     assert [f"{int(w):08x}" for w in words] == result.split()
 
 

@@ -26,7 +26,7 @@ def _scene(path, t):
 @pytest.mark.parametrize("name", PATHS)
 def test_targets_mean_what_they_say(name):
     path, h = make_path(name), 1e-5
-    x0, eps, x = _scene(path, TIMES)
+    x0, eps, _ = _scene(path, TIMES)
     assert from_denoised("eps", x0, eps, TIMES, path) is eps and from_denoised("x0", x0, eps, TIMES, path) is x0
     v = from_denoised("v", x0, eps, TIMES, path)
     for i, t in enumerate(TIMES):
@@ -69,7 +69,7 @@ def test_v_is_diffusers_velocity(name, schedule):
 
 
 def test_u_of_the_straight_path_is_noise_minus_data():
-    x0, eps, x = _scene(make_path("rectified"), TIMES)
+    x0, eps, _ = _scene(make_path("rectified"), TIMES)
     torch.testing.assert_close(from_denoised("u", x0, eps, TIMES, make_path("rectified")), eps - x0)
 
 
@@ -132,9 +132,7 @@ def test_consistency_function_is_the_identity_at_its_boundary(name, t_min):
 def test_v_prediction_is_a_consistency_boundary(name):
     path, t = make_path(name), torch.cat([torch.zeros(1).double(), TIMES, torch.ones(1).double()])
     F, x = _randn(7, 2, 5, 5, seed=3), _randn(7, 2, 5, 5, seed=4)
-    torch.testing.assert_close(
-        Boundary(0.0, 1.0).x0(F, x, t, path), to_denoised("v", F, x, t, path).x0, rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(Boundary(0.0, 1.0).x0(F, x, t, path), to_denoised("v", F, x, t, path).x0, rtol=1e-12, atol=1e-12)
 
 
 class _Constant(torch.nn.Module):

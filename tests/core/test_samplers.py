@@ -1,6 +1,7 @@
 """Samplers on distributions whose answers are known: order of convergence, whole trajectories, whole distributions."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -284,7 +285,7 @@ def test_euler_on_the_straight_path_is_euler():
     path = make_path("rectified")
     model, grid = mixture(path), make_grid("time", path, 7)
     x = y = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
-    for t, s in zip(grid[:-1], grid[1:], strict=True):
+    for t, s in pairwise(grid):
         y = y + (s - t) * model.u(y, t)
     torch.testing.assert_close(SAMPLERS["euler"].run(Conditioned(model), x, grid), y)
 

@@ -224,9 +224,10 @@ def wandb_records(file: Path):
             body = b""
 
 
-def test_wandb_offline_run_leaves_its_history(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    train_tiny(tmp_path / "run", images=640, log={"wandb": "offline"})
+def test_wandb_offline_run_leaves_its_history(tmp_path):
+    file = write_config(tmp_path, tiny_config(tmp_path / "run", images=640, log={"wandb": "offline"}))
+    done = subprocess.run(command(file), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     history = [r.history for r in wandb_records(file) if r.WhichOneof("record_type") == "history"]
     losses = [json.loads(i.value_json) for h in history for i in h.item if "loss" in (i.key, *i.nested_key)]
