@@ -1,0 +1,223 @@
+"""report.html: curves, samples, trajectories, losses, prices and configs of one curves file in one page that needs no network.
+
+The page is eval/page/: page.html with the styles and scripts put in, Plotly among them, and everything measured as one block
+of JSON. Pictures are data URIs. The same input gives the same file, byte for byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+from core.errors import UserError
+from eval.rows import by_protocol, is_floor, read_rows
+from eval.style import Look, look_of, read_styles
+from eval.table import protocol_words, series_key, series_words
+from eval.training import find_runs, loss_by_level, prices, read_configs
+from eval.trajectories import films
+
+PAGE = Path(__file__).with_name("page")
+SCRIPTS = ("common.js", "curve.js", "samples.js", "trajectories.js", "training.js")
+LIGHT, DARK = (0xFF, 0xFF, 0xFF), (0x17, 0x1A, 0x20)  # the page's panels
+CONTRAST = 3.0, 4.0  # least ratio between a line and light or dark ground (WCAG 2.1, 1.4.11 asks for 3)
+MEASURES = ("fid", "fid_infinity", "kid", "precision", "recall")
+FULL_FID = 50_000  # the n that an FID without an n in its name has
+MARKERS = {
+    "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x",
+    "<": "triangle-left", ">": "triangle-right", "p": "pentagon", "h": "hexagon",
+}  # fmt: skip
+DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
+
+
+def _luminance(rgb: tuple[int, ...]) -> float:
+    linear = [c / 12.92 if (c := v / 255) <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for v in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def readable(color: str, ground: tuple[int, ...]) -> str:
+    """`color` (#RRGGBB) moved towards white on dark ground or black on light, no further than CONTRAST asks; greys are
+    mirrored on dark ground, so that the blackest stays the strongest."""
+    rgb = tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
+    dark = _luminance(ground) < 0.2
+    if dark and max(rgb) - min(rgb) < 12:
+        rgb = tuple(255 - v for v in rgb)
+    end = 255 if dark else 0
+    for k in range(21):
+        mixed = tuple(round(v + (end - v) * k / 20) for v in rgb)
+        low, high = sorted((_luminance(mixed), _luminance(ground)))
+        if (high + 0.05) / (low + 0.05) >= CONTRAST[dark]:
+            break
+    return "#" + "".join(f"{v:02X}" for v in mixed)
+
+
+def _dash(dashes: str | tuple) -> str:
+    return DASHES[dashes] if isinstance(dashes, str) else ",".join(f"{2 * v}px" for v in dashes[1])
+
+
+def png_uri(image: Tensor) -> str:
+    """uint8 [C, H, W] as a data URI."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(buffer, format="PNG", optimize=True)
+    return _uri(buffer.getvalue())
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def measure_words(row: dict, key: str = "fid") -> str:
+    """The name a metric must go by: "FD@300", "FID", "KD@300", "FD∞"; only an FID of 50,000 images is called FID plainly."""
+    if key == "fid_infinity":
+        return f"{row['metric']}∞"
+    name = {"fid": row["metric"], "kid": "KID" if row["metric"] == "FID" else "KD"}.get(key, key)
+    return name if row["metric"] == "FID" and row["n"] >= FULL_FID else f"{name}@{row['n']}"
+
+
+def series_data(rows: list[dict]) -> tuple[list[dict], list[list[dict]]]:
+    """What the page knows of each series (method, sampler and options), and its rows, in order of appearance.
+
+    The same samples measured by two extractors are one series.
+    """
+    found: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if not is_floor(row):
+            found.setdefault(series_key(row), []).append(row)
+    styles, methods = read_styles(), [row["method"] for row in rows if not is_floor(row)]
+    series = []
+    for points in found.values():
+        row = points[0]
+        look: Look = look_of(row["method"], row["sampler"], methods, styles)
+        entry = {key: row[key] for key in ("method", "run", "sampler", "guidance_scale", "seed", "ema")}
+        entry["label"] = look.label
+        entry["name"] = f"{look.label}, {series_words(row, rows).removeprefix(row['method']).strip()}"
+        entry |= {"light": readable(look.color, LIGHT), "dark": readable(look.color, DARK)}
+        series.append(entry | {"marker": MARKERS[look.marker], "dash": _dash(look.dashes)})
+    return series, list(found.values())
+
+
+def sample_strips(series: list[list[dict]], folder: Path) -> list[dict]:
+    """[{"series", "steps", "nfe", "image", "width", "height"}] for every kept strip of samples that is there."""
+    from PIL import Image
+
+    strips, seen = [], set()
+    for index, rows in enumerate(series):
+        for row in sorted(rows, key=lambda r: r["steps"]):
+            if not row.get("samples") or (index, row["steps"]) in seen:
+                continue
+            seen.add((index, row["steps"]))
+            file = folder / row["samples"]
+            try:
+                with Image.open(file) as image:
+                    width, height = image.size
+                    image.load()
+            except OSError:
+                print(f"warning: {file} is missing or damaged; the report goes without it", file=sys.stderr)
+                continue
+            entry = {"series": index, "steps": row["steps"], "nfe": row["nfe"], "image": _uri(file.read_bytes())}
+            strips.append(entry | {"width": width, "height": height})
+    return strips
+
+
+def trajectory_data(series: list[list[dict]], runs: Path | None, steps: list[int], count: int) -> dict:
+    """The films of eval.trajectories with their sheets as data URIs, or {"missing": why there are none}."""
+    if count == 0:
+        return {"missing": "This report was made with --images 0."}
+    if runs is None:
+        return {"missing": "The folders of the runs were not found."}
+    try:
+        found = films(series, runs, steps, count)
+    except UserError as error:
+        print(f"warning: no trajectories: {error}", file=sys.stderr)
+        return {"missing": f"{error}."}
+    return found | {"sheets": {key: png_uri(image) for key, image in found["sheets"].items()}}
+
+
+def collect(curves: Path, runs: Path | None, steps: list[int], images: int) -> dict:
+    """Everything the page shows, as plain data.
+
+    Args:
+        runs: folder of the runs (None: look beside the curves and under runs/).
+        steps: step counts whose trajectories are filmed; images: how many images each.
+
+    Raises:
+        UserError: no curves there, or nothing measured in them, or `runs` holds none of the runs.
+    """
+    if not curves.is_file():
+        raise UserError(f"{curves} does not exist: python -m scripts.evaluate writes it")
+    rows = read_rows(curves)
+    if all(map(is_floor, rows)):
+        raise UserError(f"{curves} holds no measured points: run python -m scripts.evaluate first")
+    names = list(dict.fromkeys(row["run"] for row in rows if not is_floor(row)))
+    if runs is not None and not any((runs / name / "config.yaml").is_file() for name in names):
+        raise UserError(f"--runs {runs} holds none of the runs {', '.join(names)}: give the folder they are in")
+    runs = runs or find_runs(curves.parent, rows)
+    series, points = series_data(rows)
+    place = {id(row): i for i, row in enumerate(rows)}
+    index = {key: i for i, key in enumerate(dict.fromkeys(series_key(row) for row in rows if not is_floor(row)))}
+    groups = []
+    for group in by_protocol(rows):
+        first = next((row for row in group if not is_floor(row)), None)
+        if first is None:
+            continue
+        shown = sorted((row for row in group if not is_floor(row)), key=lambda r: (index[series_key(r)], r["nfe"]))
+        groups.append(
+            {
+                "words": protocol_words(group),
+                "measures": {key: measure_words(first, key) for key in MEASURES if any(r.get(key) is not None for r in group)},
+                "points": [{"row": place[id(row)], "series": index[series_key(row)]} for row in shown],
+                "floors": [place[id(row)] for row in group if is_floor(row)],
+            }
+        )
+    known = prices(rows, runs)
+    names += [one["run"] for one in known if one["run"] not in names]
+    losses = {name: loss for name in names if runs and (loss := loss_by_level(runs / name))}
+    return {
+        "dataset": rows[0]["dataset"],
+        "source": {"file": curves.name, "sha256": hashlib.sha256(curves.read_bytes()).hexdigest()},
+        "rows": rows,
+        "groups": groups,
+        "series": series,
+        "strips": sample_strips(points, curves.parent),
+        "trajectories": trajectory_data(points, runs, steps, images),
+        "losses": losses,
+        "prices": known,
+        "configs": read_configs(curves.parent, runs, names),
+    }
+
+
+def render(data: dict) -> str:
+    """The page."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise UserError("the report needs plotly: pip install plotly") from error
+    parts = {
+        "TITLE": html.escape(f"{data['dataset']}: sampling in few steps"),
+        "STYLE": (PAGE / "page.css").read_text(),
+        # "<" would let text such as "</script>" end the block.
+        "DATA": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+        "PLOTLY": get_plotlyjs(),
+        "SCRIPT": "\n".join((PAGE / name).read_text() for name in SCRIPTS),
+    }
+    page = (PAGE / "page.html").read_text()
+    return re.sub(r"@@([A-Z]+)@@", lambda mark: parts[mark[1]], page)
+
+
+def write_report(curves: Path, out: Path, runs: Path | None = None, steps: list[int] | None = None, images: int = 4) -> Path:
+    """Writes the report of `curves` to `out` (beside it first, then renamed) and returns `out`."""
+    text = render(collect(curves, runs, steps or [1, 4, 16], images))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(out)
+    return out
