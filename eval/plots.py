@@ -1,4 +1,5 @@
-"""Pictures of curves.jsonl: distance against network evaluations, and the samples behind the numbers. Loads matplotlib late."""
+"""Pictures of curves.jsonl: distance against network evaluations and against seconds, and the samples behind the numbers.
+Loads matplotlib late."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from core.errors import UserError
 from eval.labels import place_labels
+from eval.pareto import pareto_front
 from eval.rows import by_protocol, is_floor
 from eval.style import Look, look_of, read_styles
 from eval.table import protocol_words, series_key, series_words
@@ -50,8 +52,22 @@ def _name(row: dict, group: list[dict]) -> str:
     return f"{_look(row, group).label}, {series_words(row, group).removeprefix(row['method']).strip()}"
 
 
-def plot_curves(group: list[dict], path: Path) -> None:
-    """Distance against NFE, both logarithmic, for rows of one protocol; written as PNG and SVG beside each other.
+def timed(group: list[dict]) -> list[dict]:
+    """The group's rows that say how many seconds an image took, and its floors."""
+    return [row for row in group if is_floor(row) or row.get("seconds_per_image")]
+
+
+def _cost(row: dict, against: str) -> float:
+    return row["nfe"] if against == "nfe" else 1e3 * row["seconds_per_image"]
+
+
+def plot_curves(group: list[dict], path: Path, against: str = "nfe") -> None:
+    """Distance against the cost of an image, both logarithmic, for rows of one protocol; written as PNG and SVG beside each
+    other. Rings mark the Pareto front over all series.
+
+    Args:
+        against: "nfe" (network evaluations, counted), or "seconds" (of sampling, drawn as milliseconds), which every row must
+            have. Times of several devices are drawn but not ranked: they get no front.
 
     Raises:
         UserError: nothing but a floor to draw.
@@ -61,12 +77,12 @@ def plot_curves(group: list[dict], path: Path) -> None:
     if not series:
         raise UserError("no measured points to draw: run python -m scripts.evaluate first")
     figure, axes = plt.subplots(figsize=(10, 6.2), layout="constrained")
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("log", base=2 if against == "nfe" else 10)
     axes.set_yscale("log")
     ends = []
     for rows in series.values():
         look = _look(rows[0], group)
-        x, y = np.array([r["nfe"] for r in rows]), np.array([max(r["fid"], 1e-3) for r in rows])
+        x, y = np.array([_cost(r, against) for r in rows]), np.array([max(r["fid"], 1e-3) for r in rows])
         # An error bar that reaches below zero would leave the logarithmic axis.
         std = np.array([r["fid_std"] or 0.0 for r in rows])
         bars = np.stack([np.minimum(std, 0.9 * y), std])
@@ -82,7 +98,8 @@ def plot_curves(group: list[dict], path: Path) -> None:
             words, (0.995, row["fid"]), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
             ha="right", fontsize=9,
         )  # fmt: skip
-    _axes(axes, group)
+    _front(axes, group, against)
+    _axes(axes, group, against)
     figure.draw_without_rendering()  # settles the layout that the labels are placed in
     place_labels(axes, ends)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,22 +113,40 @@ def n_of(group: list[dict]) -> int:
     return next(row["n"] for row in group if not is_floor(row))
 
 
-def _axes(axes, group: list[dict]) -> None:
+def _devices(group: list[dict]) -> list[str]:
+    return sorted({str(row.get("device")) for row in group if not is_floor(row)})
+
+
+def _front(axes, group: list[dict], against: str) -> None:
+    if against == "seconds" and len(_devices(group)) > 1:
+        return
+    points = [(_cost(row, against), max(row["fid"], 1e-3)) for row in group if not is_floor(row)]
+    front = np.array([points[i] for i in pareto_front(points)])
+    axes.plot(*front.T, drawstyle="steps-post", color="#888888", linewidth=0.8, zorder=2)
+    axes.scatter(*front.T, s=85, facecolors="none", edgecolors="black", linewidths=0.9, zorder=4)
+
+
+def _axes(axes, group: list[dict], against: str) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     measured = [row for row in group if not is_floor(row)]
-    largest = max(row["nfe"] for row in measured)
+    costs = [_cost(row, against) for row in measured]
     first = measured[0]
-    axes.xaxis.set_major_locator(FixedLocator([t for t in TICKS if t <= max(2, largest * 1.05)]))
+    if against == "nfe":
+        axes.xaxis.set_major_locator(FixedLocator([t for t in TICKS if t <= max(2, max(costs) * 1.05)]))
+        axes.set_xlim(0.8, max(2.0, *costs) * 1.35)
+        axes.set_xlabel("network evaluations an image (counted)")
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(costs) < 200 * min(costs) else (1,)))
+        axes.set_xlim(min(costs) / 1.35, max(costs) * 1.35)
+        axes.set_xlabel("milliseconds of sampling an image (in batches, wall clock)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlim(0.8, max(2.0, largest) * 1.35)
     axes.grid(which="major", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel("network evaluations an image (counted)")
     axes.set_ylabel(f"{first['metric']}@{first['n']}, {first['extractor']} features")
     measure = f"{first['metric']}@{first['n']}"
     axes.set_title(f"{first['dataset']}: {measure} against {first['reference']}, {first['extractor']} features")
@@ -120,7 +155,14 @@ def _axes(axes, group: list[dict]) -> None:
     seeds = ", ".join(sorted({str(row["seed"]) for row in measured}))
     notes = [f"error bars: ±1 standard deviation ({errors})"] if errors else []
     notes += [f"weights: {emas}", f"seed {seeds}", f"extractor sha256 {first['extractor_sha256'][:8]}"]
-    axes.figure.supxlabel("; ".join(notes), fontsize=7.5, color="#555555")
+    devices = _devices(group)
+    notes += [] if against == "nfe" else ["on " + " and ".join(devices)]
+    if against == "nfe" or len(devices) == 1:
+        notes.append("rings: Pareto front, no other point is cheaper and better")
+    else:
+        notes.append("several devices: times do not compare")
+    whole = "; ".join(note.replace(" ", "\N{NO-BREAK SPACE}") for note in notes)  # lines break between notes only
+    axes.figure.supxlabel(_broken(whole, 150), fontsize=7.5, color="#555555")
 
 
 def plot_samples(group: list[dict], folder: Path, path: Path) -> bool:
@@ -196,7 +238,8 @@ def _strip(folder: Path, row: dict) -> np.ndarray | None:
 
 
 def plot_all(rows: list[dict], folder: Path, out: Path) -> list[Path]:
-    """curves.png (and .svg) and samples.png for each protocol among `rows`; from the second on, names say which."""
+    """curves.png and seconds.png (and .svg) and samples.png for each protocol among `rows`; from the second on, names say
+    which. There is no seconds.png where no row has its time."""
     groups = [group for group in by_protocol(rows) if not all(map(is_floor, group))]
     if not groups:
         raise UserError("no measured points to draw: run python -m scripts.evaluate first")
@@ -207,6 +250,9 @@ def plot_all(rows: list[dict], folder: Path, out: Path) -> list[Path]:
         plot_curves(group, out / f"curves{suffix}.png")
         written += [out / f"curves{suffix}.png", out / f"curves{suffix}.svg"]
         print(f"{out / f'curves{suffix}.png'}: {protocol_words(group)}", file=sys.stderr)
+        if series_of(with_time := timed(group)):
+            plot_curves(with_time, out / f"seconds{suffix}.png", "seconds")
+            written += [out / f"seconds{suffix}.png", out / f"seconds{suffix}.svg"]
         shown = frozenset(row["samples"] for row in group if row.get("samples"))
         if shown not in drawn and plot_samples(group, folder, out / f"samples{suffix}.png"):
             drawn.add(shown)

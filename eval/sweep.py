@@ -22,8 +22,9 @@ from core.pictures import save_png, tile
 from core.predictions import Denoised
 from core.runs import Run, load_run, sample_images
 from core.samplers import Progress, make_sampler
+from eval.extrapolate import fid_infinity, sizes_for
 from eval.extractors import INCEPTION, ClassifierExtractor, Extractor, check_reads, make_extractor
-from eval.machine import commit, device_words
+from eval.machine import commit, device_words, peak_memory_bytes, reset_peak_memory
 from eval.metrics import bootstrap_std, frechet_distance, kernel_distance, precision_recall, statistics
 from core.processes import gather_in_order, share_of, start_processes, sum_over
 from eval.reference import Reference, balanced_choice, reference_for
@@ -115,6 +116,7 @@ def protocol(config: SweepConfig, extractor: Extractor, data: ImageData, task: T
         "fid": None,
         "fid_std": None,
         "fid_error": config.error_bar,
+        "fid_infinity": None,
         "kid": None,
         "precision": None,
         "recall": None,
@@ -128,6 +130,7 @@ def protocol(config: SweepConfig, extractor: Extractor, data: ImageData, task: T
         "threshold": entry.threshold if task else None,
         "grid": task.grid if task else None,
         "seconds_per_image": None,
+        "peak_memory_bytes": None,
         "device": None,
         "train_images": run.train_images if task else None,
         "train_evals": run.train_evals if task else None,
@@ -140,8 +143,11 @@ def protocol(config: SweepConfig, extractor: Extractor, data: ImageData, task: T
     }
 
 
-def measure(features: Tensor, reference: Reference, sets: int, bootstrap: int) -> dict:
-    """The metrics of features [sets * n, D]: means over the sets, and the standard deviation that the config asks for."""
+def measure(features: Tensor, reference: Reference, sets: int, bootstrap: int, extrapolate: int = 0) -> dict:
+    """The metrics of features [sets * n, D]: means over the sets, and the standard deviation that the config asks for.
+
+    fid_infinity is of all the images together; None with extrapolate = 0.
+    """
     parts = features.chunk(sets)
     values = [frechet_distance(statistics(part), reference.statistics) for part in parts]
     kids = [kernel_distance(part, reference.features) for part in parts]
@@ -154,6 +160,7 @@ def measure(features: Tensor, reference: Reference, sets: int, bootstrap: int) -
     return {
         "fid": sum(values) / sets,
         "fid_std": std,
+        "fid_infinity": fid_infinity(features, reference.statistics, extrapolate) if extrapolate else None,
         "kid": sum(kids) / sets,
         "precision": precision,
         "recall": recall,
@@ -169,12 +176,14 @@ def class_histogram(features: Tensor, extractor: Extractor, data: ImageData) -> 
 
 @dataclass
 class Sampled:
-    """What sampling one task gave: features [sets * n, D] by extractor, first images, counted NFE and seconds an image."""
+    """What sampling one task gave: features [sets * n, D] by extractor, first images, counted NFE and seconds an image, and
+    the main process's peak of memory in bytes (see eval/machine.py)."""
 
     features: dict[str, Tensor]
     kept: Tensor
     nfe: float
     seconds: float
+    peak: int
 
 
 class Sweep:
@@ -191,6 +200,8 @@ class Sweep:
         self.extractors = [make_extractor(name, self.device, _weights_for(name, weights)) for name in config.extractors]
         for extractor in self.extractors:
             check_reads(extractor, self.data.channels, self.data.side, self.data.name)
+            if config.extrapolate:
+                sizes_for(config.n * config.sets, extractor.width, config.extrapolate)  # refuses what cannot be
         self.out = Path(config.out)
         self.done = {identity(row): row for row in read_rows(self.out)}
         self.references: dict[str, Reference] = {}
@@ -220,6 +231,8 @@ class Sweep:
             for extractor in floors:
                 self._floor(extractor)
         quiet = not self.state.is_main_process
+        if todo and not quiet:
+            _say(f"this will take about {in_words(self._estimate(todo))} of sampling and feature extraction")
         with tqdm(total=cost, unit="eval", unit_scale=True, dynamic_ncols=True, smoothing=0.05, disable=quiet) as bar:
             reached = 0
             for task in todo:
@@ -263,17 +276,43 @@ class Sweep:
         found = measure(features, self.references[extractor.name], 1, self.config.bootstrap)
         self._write(row | found | {"class_histogram": class_histogram(features, extractor, self.data)})
 
+    def _estimate(self, todo: list[Task]) -> float:
+        """Seconds that sampling all of `todo` will take: one batch in one step of the first task, and its features, are timed
+        and multiplied. Networks of other runs are taken to be as fast as the first's."""
+        config, task = self.config, todo[0]
+        total = config.n * config.sets
+        indices = torch.arange(min(config.batch_size, share_of(total, self.state).numel()))
+        evals = expected_nfe(task.run, task.sampler, task.entry.grid, 1, task.guidance_scale)
+
+        def sample(count: int) -> tuple[Tensor, float]:
+            start = time.perf_counter()
+            given = (config.seed, task.guidance_scale, task.entry.threshold, task.entry.grid)
+            images = sample_images(task.run, task.sampler, 1, indices[:count], *given)
+            return images, time.perf_counter() - start
+
+        sample(2)  # pays for set-up
+        images, seconds = sample(len(indices))
+        sampling = seconds / len(indices) / evals * sum(t.nfe for t in todo)
+        extracting = 0.0
+        for extractor in self.extractors:
+            few = images[: extractor.batch_size]
+            start = time.perf_counter()
+            extractor(few)
+            extracting += (time.perf_counter() - start) / len(few) * sum(extractor in self.missing(t) for t in todo)
+        return (sampling + extracting) * total / self.state.num_processes
+
     def _point(self, task: Task, bar: tqdm) -> None:
-        extractors = self.missing(task)
+        config, extractors = self.config, self.missing(task)
         if not extractors:  # the config lists it twice
             return
         sampled = self._sample(task, extractors, bar)
         for extractor in extractors:
-            row = protocol(self.config, extractor, self.data, task)
+            row = protocol(config, extractor, self.data, task)
             if self.state.is_main_process:
                 features = sampled.features[extractor.name]
-                row |= measure(features, self.references[extractor.name], self.config.sets, self.config.bootstrap)
-                row |= {"nfe": sampled.nfe, "seconds_per_image": sampled.seconds, "device": device_words(self.device)}
+                row |= measure(features, self.references[extractor.name], config.sets, config.bootstrap, config.extrapolate)
+                row |= {"nfe": sampled.nfe, "seconds_per_image": sampled.seconds, "peak_memory_bytes": sampled.peak}
+                row |= {"device": device_words(self.device)}
                 row |= {"class_histogram": class_histogram(features, extractor, self.data)}
                 row |= {"samples": self._keep(row, sampled.kept)}
                 self._write(row)
@@ -306,6 +345,7 @@ class Sweep:
 
         sample_images(run, task.sampler, 1, torch.arange(2), config.seed)  # pays for set-up that is not the sampler's
         seconds = 0.0
+        reset_peak_memory(self.device)
         with count_evals(run.model.network) as counter:
             for indices in share_of(total, self.state).split(config.batch_size):
                 start = time.perf_counter()
@@ -315,12 +355,13 @@ class Sweep:
                     features[extractor.name].append(extractor(images))
                 if sum(map(len, kept)) < config.keep_samples:
                     kept.append(images)
+        peak = peak_memory_bytes(self.device)
         forwards, seconds = sum_over([counter.forwards, seconds], self.state)
         whole = {name: gather_in_order(torch.cat(parts), total, self.state) for name, parts in features.items()}
         first = torch.cat(kept)
         if -(-total // self.state.num_processes) < config.keep_samples:  # few images: the first ones lie on several processes
             first = gather_in_order(first, total, self.state)
-        return Sampled(whole, first[: config.keep_samples], forwards / total, seconds / total)
+        return Sampled(whole, first[: config.keep_samples], forwards / total, seconds / total, peak)
 
     def _keep(self, row: dict, images: Tensor) -> str | None:
         """Stores the first images [K, C, H, W] as a strip; returns its path, relative to the curves file."""
@@ -340,6 +381,13 @@ class Sweep:
 
 def _weights_for(name: str, weights: str | None) -> str | None:
     return weights if name == INCEPTION else None
+
+
+def in_words(seconds: float) -> str:
+    """ "40 s", "12 min" or "3.5 h"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _say(line: str) -> None:

@@ -47,7 +47,8 @@ class SweepConfig(Strict):
     """out: the curves file; runs: folder that the entries' runs are relative to (null = the current one).
 
     n: images a set; sets: disjoint sets of n, whose mean and standard deviation are reported from 3 on; bootstrap: resamples
-    for the error bar of a single set (0 = none). reference: the split compared with; floor: also measure the other split
+    for the error bar of a single set (0 = none). extrapolate: points of the line that fid_infinity is the intercept of
+    (0 = off); rows measured before stay as they are. reference: the split compared with; floor: also measure the other split
     against it. keep_samples: first images of every row kept as a picture beside `out`. extractor_weights: a file for
     inception-v3-compat. device: null = a GPU if there is one.
     """
@@ -60,6 +61,7 @@ class SweepConfig(Strict):
     n: int
     sets: int = 1
     bootstrap: int = 20
+    extrapolate: int = 0
     seed: int = 0
     batch_size: int = 256
     keep_samples: int = 16
@@ -76,6 +78,8 @@ class SweepConfig(Strict):
             raise ValueError(f"sets = {self.sets}: 1 (with a bootstrapped error bar), or at least 3")
         if self.bootstrap < 0 or self.bootstrap == 1:
             raise ValueError(f"bootstrap = {self.bootstrap}: 0 (no error bar), or at least 2 resamples")
+        if self.extrapolate < 0 or self.extrapolate in (1, 2):
+            raise ValueError(f"extrapolate = {self.extrapolate}: 0 (off), or at least 3 points of a line")
         if self.batch_size < 1 or self.keep_samples < 0:
             raise ValueError("batch_size must be at least 1 and keep_samples at least 0")
         if not self.entries:

@@ -1,4 +1,4 @@
-"""Draws curves.png, curves.svg and samples.png from a curves file, without sampling anything.
+"""Draws curves.png, seconds.png (both also as .svg) and samples.png from a curves file, without sampling anything.
 
     python -m scripts.plot runs/quickstart/curves.jsonl
     python -m scripts.plot a/curves.jsonl b/curves.jsonl --out pictures --markdown table.md

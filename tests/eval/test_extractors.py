@@ -68,6 +68,7 @@ def test_registered_with_torch_fidelity():
 
 
 def test_refusals(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # away from weights that scripts.fetch_inception may have written
     with pytest.raises(UserError, match="did you mean 'digits-cnn'"):
         make_extractor("digit-cnn")
     with pytest.raises(UserError, match=r"digits-cnn on fashion_mnist: .*\(1, 8, 8\).*not .*\(1, 28, 28\)"):

@@ -8,6 +8,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from core.errors import UserError
+from eval.fidelity import torch_fidelity
 from eval.metrics import Statistics, bootstrap_std, frechet_distance, kernel_distance, precision_recall, statistics
 
 
@@ -74,6 +75,39 @@ def test_precision_and_recall_against_brute_force():
     assert precision == pytest.approx(covered(fake, real), abs=1e-6)
     assert recall == pytest.approx(covered(real, fake), abs=1e-6)
     assert precision != recall and 0.1 < precision < 0.95  # a case in which swapping them would show
+
+
+def test_kernel_distance_averages_over_subsets_of_a_thousand():
+    """With more than 1,000 images: unbiased, so zero within its error for equal distributions, and right for a shift."""
+    rng = np.random.default_rng(2)
+    x, y, z = rng.normal(size=(1500, 2)), rng.normal(size=(1500, 2)), rng.normal(size=(1500, 2)) + [0.6, 0.0]
+
+    def whole(a, b):  # the biased estimate over all pairs, without their diagonal
+        k = [((u @ v.T) / 2 + 1) ** 3 for u, v in ((a, a), (b, b), (a, b))]
+        off = [(m.sum() - np.trace(m)) / (len(m) * (len(m) - 1)) for m in k[:2]]
+        return off[0] + off[1] - 2 * k[2].mean()
+
+    tensors = [torch.from_numpy(v) for v in (x, y, z)]
+    assert whole(x, z) > 0.2
+    assert kernel_distance(tensors[0], tensors[2]) == pytest.approx(whole(x, z), rel=0.05)
+    assert abs(kernel_distance(tensors[0], tensors[1])) < 0.1 * whole(x, z)
+
+
+@pytest.mark.parametrize("n, m", [(300, 300), (300, 1200), (1200, 1100)], ids=["whole", "one whole", "subsets"])
+def test_kernel_distance_is_torch_fidelitys(n, m):
+    rng = np.random.default_rng(4)
+    x, y = torch.from_numpy(rng.normal(size=(n, 6))), torch.from_numpy(rng.normal(size=(m, 6)) + 0.3)
+    theirs = torch_fidelity().metric_kid.kid_features_to_metric(
+        x, y, kid_subsets=50, kid_subset_size=min(1000, n, m), kid_kernel="poly", verbose=False
+    )
+    assert kernel_distance(x, y) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+
+
+def test_the_larger_set_is_cut_for_precision_and_recall():
+    rng = np.random.default_rng(3)
+    fake, real = torch.from_numpy(rng.normal(size=(40, 3))), torch.from_numpy(rng.normal(size=(90, 3)))
+    assert precision_recall(fake, real) == precision_recall(fake, real[:40])
+    assert precision_recall(fake, real) != precision_recall(fake, real[50:])
 
 
 def test_bootstrap_resamples_are_the_distance_itself():

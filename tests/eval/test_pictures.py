@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from core.errors import UserError
 from core.pictures import save_png, tile
+from eval.pareto import pareto_front
 from eval.plots import plot_all, series_of
 from eval.rows import IDENTITY, by_protocol
 from eval.style import look_of, read_styles
@@ -19,7 +21,7 @@ def row(method: str, steps: int | None, fid: float, **changes) -> dict:
     values |= {"steps": steps, "nfe": None if steps is None else float(steps), "sampler": None if steps is None else "ddim"}
     values |= {"guidance_scale": 1.0, "fid": fid, "fid_std": fid / 10, "fid_error": "bootstrap 20", "extractor": "digits-cnn"}
     values |= {"extractor_sha256": "ab" * 32, "reference": "digits train", "reference_sha256": "cd" * 32, "ema": "raw"}
-    return values | {"seed": 0, "samples": None, "weights_sha256": method} | changes
+    return values | {"seed": 0, "samples": None, "weights_sha256": method, "config_sha256": method} | changes
 
 
 ROWS = [
@@ -71,6 +73,33 @@ def test_pictures_are_written(tmp_path):
     svg = (tmp_path / "out" / "curves.svg").read_text()
     assert "<!-- digits: FD@449 against digits train" in svg  # matplotlib names the text that it draws as outlines
     assert [len(points) for points in series_of(rows).values()] == [3, 2]
+
+
+def test_seconds_are_drawn_where_they_are_known(tmp_path):
+    rows = [{**r, "seconds_per_image": 0.01 * (r["steps"] or 0), "device": "one"} for r in ROWS]
+    assert {"seconds.png", "seconds.svg"} <= {p.name for p in plot_all(rows, tmp_path, tmp_path)}
+
+    def words() -> str:
+        return (tmp_path / "seconds.svg").read_text().replace("\N{NO-BREAK SPACE}", " ")
+
+    assert "milliseconds of sampling an image" in words() and "rings: Pareto front" in words()
+    rows[-1]["device"] = "another"  # no ranking among times of several machines
+    plot_all(rows, tmp_path, tmp_path)
+    assert "several devices: times do not compare" in words() and "rings" not in words()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pareto_front_against_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    points = [tuple(map(float, p)) for p in rng.integers(0, 6, size=(rng.integers(1, 25), 2))]  # with many ties
+
+    def beaten(p) -> bool:
+        return any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points)
+
+    front = pareto_front(points)
+    assert sorted(front) == [i for i, p in enumerate(points) if not beaten(p)]
+    assert [points[i] for i in front] == sorted(points[i] for i in front)
+    assert pareto_front([]) == []
 
 
 def test_only_a_floor_is_nothing_to_draw(tmp_path):

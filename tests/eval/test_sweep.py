@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from core.config import parse
 from core.data import load_data
 from core.errors import UserError
 from core.runs import load_run, sample_images
+from eval.extrapolate import fid_infinity
 from eval.extractors import EXTRACTORS, Extractor, make_extractor
 from eval.metrics import frechet_distance, statistics
 from core.processes import start_processes
@@ -27,7 +29,7 @@ from eval.sweep import run_sweep
 from eval.sweep_config import SweepConfig
 from tests.tiny import train_tiny
 
-MACHINE = ("seconds_per_image", "device", "commit")  # what may differ between two measurements of one point
+MACHINE = ("seconds_per_image", "peak_memory_bytes", "device", "commit")  # what may differ between two measurements of one point
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,8 @@ def test_rows_hold_the_protocol_and_the_right_numbers(run, uninterrupted):
     )
     assert not set(asked.split()) - row.keys()
     assert (row["metric"], row["fid_error"], row["ema"]) == ("FD", "bootstrap 4", "half-life 320 images")
+    own = int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+    assert own / 4 < row["peak_memory_bytes"] <= own * 1.01
     assert row["seconds_per_image"] > 0 and sum(row["class_histogram"]) == 30
     # The number once more, with nothing of the sweep.
     images = sample_images(load_run(run), "ddim", 3, torch.arange(30), seed=0)
@@ -150,6 +154,34 @@ def test_disjoint_sets_and_guidance(run, cache, tmp_path):
     assert plain["fid_std"] == pytest.approx(np.std(values, ddof=1), rel=1e-2)
 
 
+def test_extrapolated_row(run, cache, tmp_path):
+    out = tmp_path / "curves.jsonl"
+    run_sweep(config(run, out, cache, {"samplers": ["ddim"], "steps": [1]}, n=300, extrapolate=5, floor=False))
+    (row,) = read_rows(out)
+    features = make_extractor("digits-cnn")(sample_images(load_run(run), "ddim", 1, torch.arange(300), seed=0))
+    reference = statistics(make_extractor("digits-cnn")(load_data("digits", "train").images))
+    assert row["fid_infinity"] == pytest.approx(fid_infinity(features, reference, 5), rel=1e-3)
+    assert row["fid_infinity"] < row["fid"]
+
+
+def test_estimate_before_the_sweep(run, cache, tmp_path, monkeypatch, capsys):
+    """A sampler that sleeps a known time for each step makes the estimate known."""
+    true = eval.sweep.sample_images
+
+    def slow(run, sampler, steps, indices, *args, **kwargs):
+        time.sleep(0.01 * steps * len(indices))
+        return true(run, sampler, steps, indices, *args, **kwargs)
+
+    monkeypatch.setattr(eval.sweep, "sample_images", slow)
+    entry = {"samplers": ["ddim"], "steps": [2, 500]}
+    sweep = eval.sweep.Sweep(config(run, tmp_path / "c.jsonl", cache, entry), start_processes(cpu=True))
+    assert sweep._estimate(sweep.tasks) == pytest.approx(0.01 * 30 * 502, rel=0.4)
+    assert not (tmp_path / "c.jsonl").exists()
+    assert [eval.sweep.in_words(s) for s in (0.1, 75, 1000, 9000)] == ["1 s", "75 s", "17 min", "2.5 h"]
+    run_sweep(config(run, tmp_path / "c.jsonl", cache, {"samplers": ["ddim"], "steps": [1]}, n=5))
+    assert "this will take about 1 s of sampling" in capsys.readouterr().err
+
+
 class Pixels(Extractor):
     """The 64 pixels of a digit as its features."""
 
@@ -213,6 +245,8 @@ def test_refusals_write_nothing(run, cache, tmp_path):
         ({"samplers": ["dimm"]}, {}, "did you mean 'ddim'"),
         ({"grid": "lamb"}, {}, "grid"),
         ({"run": str(run) + "x"}, {}, "is not a run"),
+        ({}, {"extrapolate": 2}, "extrapolate = 2"),
+        ({}, {"extrapolate": 5}, "64 features need at least 256 images .n . sets., there are 30"),
         ({}, {"sets": 2}, "sets = 2"),
         ({}, {"extractor": "digit-cnn"}, "did you mean 'digits-cnn'"),
         ({}, {"extractor": "fashion-cnn"}, "fashion-cnn on digits"),
@@ -263,8 +297,9 @@ def test_two_processes_give_the_rows_of_one(run, cache, uninterrupted, tmp_path)
 
 def test_processes_really_share_the_work(tmp_path):
     """Two processes that each did everything would pass the test above, so they say here what they are."""
-    code = "from core.processes import *; s = start_processes(); print(s.num_processes, share_of(5, s).tolist(), "
-    code += "gather_in_order(share_of(5, s), 5, s).tolist(), sum_over([1.5], s), flush=True)"
+    code = "import os; from core.processes import *; s = start_processes(); words = [s.num_processes, share_of(5, s).tolist(), "
+    code += "gather_in_order(share_of(5, s), 5, s).tolist(), sum_over([1.5], s)]; "
+    code += "os.write(1, (' '.join(map(str, words)) + chr(10)).encode())"  # in one piece, since both write to one pipe
     (tmp_path / "probe.py").write_text(code)
     command = [*LAUNCHER, str(tmp_path / "probe.py")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(eval.__file__).parents[1])}
