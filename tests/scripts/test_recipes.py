@@ -1,0 +1,75 @@
+"""Every recipe of every data set, as its config stands, for a few images on a tiny network: teacher to measured curve."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.scripts.test_bad_input import run_script
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def write_idx(folder: Path) -> None:
+    """Images and labels in the format of MNIST, 40 to train on and 40 to test with."""
+    rng = np.random.default_rng(0)
+    for prefix in ("train", "t10k"):
+        images = rng.integers(0, 256, (40, 28, 28), dtype=np.uint8)
+        labels = (np.arange(40) % 10).astype(np.uint8)
+        head = bytes([0, 0, 8, 3]) + struct.pack(">3I", 40, 28, 28)
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + images.tobytes()))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(
+            gzip.compress(bytes([0, 0, 8, 1]) + struct.pack(">I", 40) + labels.tobytes())
+        )
+
+
+def succeeds(name: str, *arguments: str) -> None:
+    code, errors = run_script(name, *arguments)
+    assert code == 0, errors
+
+
+@pytest.mark.parametrize("dataset", sorted(p.name for p in CONFIGS.iterdir()))
+def test_recipes(dataset, tmp_path, monkeypatch):
+    configs, runs = CONFIGS / dataset, tmp_path / "runs"
+    common = ["train.batch_size=32", "log.samples=10", "log.steps=1", "optimizer.warmup=0"]
+    if dataset == "fashion_mnist":
+        write_idx(tmp_path)
+        common.append(f"data.root={tmp_path}")
+    depth = {"digits": "[8]", "fashion_mnist": "[8,8]"}[dataset]
+    small = [f"model.network.widths={depth}", "model.network.blocks=1"]
+
+    def train(recipe: str, *overrides: str, images: int = 64) -> None:
+        file = configs / f"{recipe}.yaml"
+        run = f"run={runs}/{recipe.replace('_', '-')}"
+        succeeds("train", file, run, f"budget.images={images}", *common, *overrides, "--cpu")
+
+    train("teacher", *small)
+    train("progressive", f"method.teacher={runs}/teacher", images=448)  # 7 shares of 64
+    train("consistency", f"method.teacher={runs}/teacher")
+    train("flow", *small)
+    pairs = ["--count", "32", "--steps", "2", "--shard", "16"]
+    succeeds("pairs", runs / "flow", "--out", runs / "flow-pairs", *pairs)
+    train("reflow", f"method.init={runs}/flow", f"method.pairs={runs}/flow-pairs")
+    succeeds("pairs", runs / "reflow", "--out", runs / "reflow-pairs", *pairs)
+    train("distilled_flow", f"method.init={runs}/reflow", f"method.pairs={runs}/reflow-pairs")
+
+    # the published curve's config, at a few images, and for the sake of time only up to 4 steps
+    import eval.sweep
+
+    plan = eval.sweep.plan
+    monkeypatch.setattr(eval.sweep, "plan", lambda config, device: [t for t in plan(config, device) if t.steps <= 4])
+    curve = ["n=8", "sets=1", "bootstrap=2", f"runs={runs}", f"out={tmp_path}/curves.jsonl", f"cache={tmp_path}/cache"]
+    succeeds("evaluate", configs / "curve.yaml", *curve)
+    rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert {r["method"] for r in rows} >= {"ddpm", "progressive", "consistency", "rectified-flow", "reflow", "floor"}
+    nfe = {(r["run"], r["sampler"], r["steps"]): r["nfe"] for r in rows}
+    assert nfe["teacher", "ddim", 4] == 4 and nfe["teacher", "heun", 4] == 7 and nfe["distilled-flow", "euler", 1] == 1
+    prices = {r["run"]: r["train_evals"] for r in rows if r["steps"] == 1}
+    # PD: 3 for the student and 2 for its teacher an image, and its 1-step student is the end of all five stages
+    assert prices["teacher"] == 3 * 64 and prices["progressive"] == 5 * 448
+    assert prices["reflow"] == 3 * 64 + 32 * 3  # Heun in 2 steps costs 3
