@@ -7,10 +7,10 @@ import json
 import re
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 
 from core.errors import UserError, nearest
 
@@ -85,16 +85,33 @@ def read_config(path: str | Path, overrides: list[str] = (), above: tuple[Path, 
     return _merge(values, overridden)
 
 
-def _section(cls: type[Strict], location: tuple) -> type[Strict] | None:
-    """The Strict class found by following field names from `cls`, or None where the way leads elsewhere."""
+def _walk(cls: type[Strict], location: tuple) -> tuple[type[Strict] | None, list[str]]:
+    """Follows a validation error's location from `cls`: the Strict class it leads to (None where it leads elsewhere), and
+    the keys as the user wrote them, without the tags by which pydantic names the members of a union."""
+    keys: list[str] = []
+    members: dict[str, type[Strict]] = {}  # of the union that was just entered, by tag
     for part in location:
-        if isinstance(part, int) or cls is None or part not in cls.model_fields:
+        if part in members:
+            cls, members = members[part], {}
             continue
-        options = [cls.model_fields[part].annotation]
-        while options and (get_origin(options[0]) in (list, tuple, dict, Union, UnionType)):
-            options = [a for a in get_args(options[0]) if a is not type(None) and a is not Ellipsis] + options[1:]
-        cls = next((o for o in options if isinstance(o, type) and issubclass(o, Strict)), None)
-    return cls
+        keys.append(str(part))
+        if isinstance(part, int) or cls is None:
+            continue
+        if part not in cls.model_fields:
+            cls = None
+            continue
+        options, found = [cls.model_fields[part].annotation], []
+        while options:
+            option = options.pop(0)
+            if get_origin(option) is Annotated:
+                option, *rest = get_args(option)
+                members |= {tag.tag: option for tag in rest if isinstance(tag, Tag)}
+            if get_origin(option) in (list, tuple, dict, Union, UnionType):
+                options = [a for a in get_args(option) if a is not type(None) and a is not Ellipsis] + options
+            elif isinstance(option, type) and issubclass(option, Strict):
+                found.append(option)
+        cls = found[0] if found else None
+    return cls, keys
 
 
 def parse(cls: type[T], values: dict, source: str) -> T:
@@ -108,12 +125,16 @@ def parse(cls: type[T], values: dict, source: str) -> T:
         return cls.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        _, keys = _walk(cls, first["loc"])
+        key = ".".join(keys)
         if first["type"] == "extra_forbidden":
-            section = _section(cls, first["loc"][:-1]) or cls
+            section = _walk(cls, first["loc"][:-1])[0] or cls
             raise UserError(f"{source}: unknown key '{key}'{nearest(first['loc'][-1], section.model_fields)}") from error
         if first["type"] == "missing":
             raise UserError(f"{source}: key '{key}' is missing") from error
+        if first["type"] == "union_tag_invalid":
+            known = re.findall(r"'([^']+)'", first["ctx"]["expected_tags"])
+            raise UserError(f"{source}: {key}: unknown name '{first['ctx']['tag']}'{nearest(first['ctx']['tag'], known)}") from error
         cause = first.get("ctx", {}).get("error")
         message = str(cause) if isinstance(cause, Exception) else first["msg"]
         given = f", got {first['input']!r}" if not isinstance(first["input"], (dict, list)) else ""

@@ -4,40 +4,37 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Discriminator, Tag, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from core.config import Strict, parse
 from core.errors import UserError
 from core.model import Boundary, Model
-from core.networks.unet import UNet
+from core.networks import NetworkConfig
+from core.networks.unet import UNetConfig
 from core.paths import PATHS, make_path
 from core.predictions import Prediction
+from core.table_path import BetaTable
 
 
-class NetworkConfig(Strict):
-    """The U-Net's size; see core.networks.unet.UNet. `conditional` embeds the data set's labels where it has any."""
+def _kind_of_path(value: Any) -> str:
+    return "table" if isinstance(value, (dict, BetaTable)) else "name"
 
-    name: Literal["unet"] = "unet"
-    widths: tuple[int, ...] = (64, 128)
-    blocks: int = 2
-    attention: tuple[int, ...] = (1,)
-    head_width: int = 32
-    dropout: float = 0.0
-    patch: int = 1
-    second_time: bool = False
-    conditional: bool = True
+
+PathConfig = Annotated[
+    Annotated[Literal[tuple(PATHS)], Tag("name")] | Annotated[BetaTable, Tag("table")], Discriminator(_kind_of_path)
+]
 
 
 class ModelConfig(Strict):
-    """path: one of core.paths.PATHS; discrete_steps: train at the times k / discrete_steps only (null = continuous time)."""
+    """path: one of core.paths.PATHS, or a table of betas (core.table_path.BetaTable); discrete_steps: train at the times k / discrete_steps only (null = continuous time)."""
 
-    network: NetworkConfig = NetworkConfig()
-    path: Literal[tuple(PATHS)] = "vp-cosine"
+    network: NetworkConfig = UNetConfig()
+    path: PathConfig = "vp-cosine"
     prediction: Prediction = "v"
     discrete_steps: int | None = None
     autocast: bool = False
@@ -61,21 +58,10 @@ class ModelSpec(ModelConfig):
 
 def build_model(spec: ModelSpec) -> Model:
     """A freshly initialised Model; raises UserError if the images do not fit the network."""
-    size = spec.network
-    network = UNet(
-        channels=spec.channels,
-        side=spec.side,
-        widths=size.widths,
-        blocks=size.blocks,
-        attention=size.attention,
-        head_width=size.head_width,
-        dropout=size.dropout,
-        num_classes=spec.num_classes if size.conditional else 0,
-        second_time=size.second_time,
-        patch=size.patch,
-    )
+    network = spec.network.build(spec.channels, spec.side, spec.num_classes)
     boundary = None if spec.boundary_t_min is None else Boundary(spec.boundary_t_min, spec.boundary_sigma_data)
-    return Model(network, make_path(spec.path), spec.prediction, boundary, spec.discrete_steps, spec.autocast)
+    path = make_path(spec.path) if isinstance(spec.path, str) else spec.path.build()
+    return Model(network, path, spec.prediction, boundary, spec.discrete_steps, spec.autocast)
 
 
 def save_weights(path: Path, state: dict[str, torch.Tensor], spec: ModelSpec) -> None:

@@ -9,12 +9,43 @@ products because PyTorch's fused kernels have no forward-mode rule (and are slow
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.config import Strict
 from core.errors import UserError
+
+
+class UNetConfig(Strict):
+    """The U-Net's size; see UNet. `conditional` embeds the data set's labels where it has any."""
+
+    name: Literal["unet"] = "unet"
+    widths: tuple[int, ...] = (64, 128)
+    blocks: int = 2
+    attention: tuple[int, ...] = (1,)
+    head_width: int = 32
+    dropout: float = 0.0
+    patch: int = 1
+    second_time: bool = False
+    conditional: bool = True
+
+    def build(self, channels: int, side: int, num_classes: int) -> UNet:
+        """A freshly initialised network; raises UserError if images of this side do not fit it."""
+        return UNet(
+            channels=channels,
+            side=side,
+            widths=self.widths,
+            blocks=self.blocks,
+            attention=self.attention,
+            head_width=self.head_width,
+            dropout=self.dropout,
+            num_classes=num_classes if self.conditional else 0,
+            second_time=self.second_time,
+            patch=self.patch,
+        )
 
 
 def sinusoidal_embedding(t: Tensor, width: int) -> Tensor:
