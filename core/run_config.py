@@ -34,7 +34,8 @@ class EmaConfig(Strict):
 
 
 class BudgetConfig(Strict):
-    """Exactly one of images (seen) and evals (network evaluations: forward 1, backward 2, every network counted)."""
+    """Exactly one of images (seen) and evals (network evaluations per image, summed: forward 1, backward 2, every network
+    counted, and what went into stored pairs), the hardware-free price under which methods are compared."""
 
     images: int | None = None
     evals: float | None = None
