@@ -10,7 +10,8 @@ from torch import nn
 
 
 class EvalCounter:
-    """forwards: samples that passed through the networks; evals: the same with 2 more for each that will be differentiated."""
+    """forwards: samples that passed through the networks; evals: the same with 2 more for each that will be differentiated,
+    or 1 more where only the gradient to the input passes through a network that is not trained."""
 
     def __init__(self) -> None:
         self.forwards = 0
@@ -18,9 +19,11 @@ class EvalCounter:
 
     def _count(self, module: nn.Module, inputs: tuple) -> None:
         samples = len(inputs[0])
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+        recording = torch.is_grad_enabled()
+        trained = recording and any(p.requires_grad for p in module.parameters())
+        passed = recording and inputs[0].requires_grad
         self.forwards += samples
-        self.evals += samples * (3 if trained else 1)
+        self.evals += samples * (3 if trained else 2 if passed else 1)
 
 
 @contextmanager

@@ -81,11 +81,20 @@ class ImageSource:
         return draw_batch(self.data, self.order, positions, device)
 
 
+class Spent(NamedTuple):
+    """What went into a method before training: network evaluations, seconds, and images where it has learned from them."""
+
+    evals: float = 0.0
+    seconds: float = 0.0
+    images: int = 0
+
+
 class Method(ABC):
     """One way to train one network.
 
     Subclasses set `model` (the Model whose network is trained), `spec` (what it is made of) and `source` (what batches
-    are drawn from) in their constructor.
+    are drawn from) in their constructor. A method that trains other networks besides, such as a critic, steps their
+    optimisers itself, within `loss`; it names the networks in `frozen` and keeps the optimisers in `state`.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -93,11 +102,13 @@ class Method(ABC):
     model: Model
     spec: ModelSpec
     source: ImageSource
+    unseen_evals: float = 0.0  # network evaluations that forward hooks do not see; the trainer reads it and sets it to 0
 
     def __init__(self, config: MethodConfig, context: Context):
         self.config, self.context = config, context
 
     def stages(self) -> list[Stage]:
+        """Empty for a method that its constructor solves in closed form."""
         return [Stage("train", 1.0)]
 
     def begin_stage(self, index: int, average: nn.Module) -> None:
@@ -113,13 +124,20 @@ class Method(ABC):
         """Networks that are evaluated but not trained by the optimiser, and which a resumed run cannot derive anew."""
         return {}
 
+    def state(self) -> dict:
+        """What a resumed run needs besides networks: tensors and plain values, as in an optimiser's state_dict."""
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        """Takes up what `state` gave."""
+
     def networks(self) -> list[nn.Module]:
         """All networks whose evaluations are part of the price of training."""
         return [self.model.network, *self.frozen().values()]
 
-    def spent(self) -> tuple[float, float]:
-        """(network evaluations, seconds) that went into the method's inputs before training, such as stored pairs."""
-        return 0.0, 0.0
+    def spent(self) -> Spent:
+        """What went into the method's inputs before training, such as stored pairs."""
+        return Spent()
 
 
 class Regression(NamedTuple):

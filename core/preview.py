@@ -9,12 +9,22 @@ from torch import nn
 
 from core.data.dataset import to_uint8
 from core.denoisers import denoiser_for
+from core.errors import UserError
 from core.grids import make_grid
 from core.method import Method
 from core.noise import Noise
 from core.pictures import save_png, tile
 from core.run_config import LogConfig
 from core.samplers import make_sampler
+
+
+def check_preview(log: LogConfig, method: Method) -> None:
+    """Raises UserError, before training begins, if the model cannot be sampled as `log` says."""
+    model = method.model
+    try:
+        make_grid(make_sampler(log.sampler).grid, model.path, log.steps, model.discrete_steps)
+    except UserError as error:
+        raise UserError(f"log.sampler={log.sampler}, log.steps={log.steps}: {error}") from error
 
 
 @torch.no_grad()

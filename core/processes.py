@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather
-from torch import Tensor
+from accelerate.utils import gather, reduce
+from torch import Tensor, nn
 
 from core.errors import UserError
 
@@ -50,6 +50,14 @@ def gather_in_order(part: Tensor, total: int, state: PartialState) -> Tensor:
     padded = part.new_zeros(size, *part.shape[1:])
     padded[: len(part)] = part
     return gather(padded.to(state.device)).cpu()[:total]
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Averages the gradients of a network that the trainer does not wrap over the processes."""
+    if PartialState().num_processes > 1:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad = reduce(parameter.grad, "mean")
 
 
 def sum_over(values: list[float], state: PartialState) -> list[float]:

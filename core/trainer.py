@@ -18,7 +18,7 @@ from core.counting import count_evals
 from core.errors import UserError
 from core.method import Loss, Method, Progress
 from core.noise import Noise
-from core.preview import save_preview
+from core.preview import check_preview, save_preview
 from core.run_config import OptimizerConfig, RunConfig, settle_run_folder
 from core.tracking import Tracker
 
@@ -51,17 +51,18 @@ class Trainer:
                 f"times {config.train.accumulate} micro-batches"
             )
         self.micro = config.train.batch_size // shard
+        check_preview(config.log, method)
         self.network = method.model.network
         self.optimizer = self._new_optimizer()
         self.ema = self._new_ema()
         self.stages = method.stages()
+        self.spent = method.spent()
+        self.budget = self._training_budget()
         total = sum(stage.share for stage in self.stages)
-        self.budget = config.budget.images if config.budget.images is not None else config.budget.evals
         self.stage_budget = [stage.share / total * self.budget for stage in self.stages]
         self.stage, self.images, self.stage_images = 0, 0, 0
-        self.spent_evals, self.spent_seconds = method.spent()
         self.evals = self.stage_start_evals = 0.0
-        self.seconds = self.spent_seconds
+        self.seconds = self.spent.seconds
 
     def _new_optimizer(self) -> torch.optim.AdamW:
         o = self.config.optimizer
@@ -79,6 +80,18 @@ class Trainer:
             include_online_model=False,
             use_foreach=True,
         )
+
+    def _training_budget(self) -> float:
+        """What training may use: images, or the evaluations that the method's inputs, such as stored pairs, have left."""
+        if self.config.budget.images is not None:
+            return self.config.budget.images
+        left = self.config.budget.evals - self.spent.evals
+        if left <= 0:
+            raise UserError(
+                f"budget.evals={self.config.budget.evals:g} is spent before training begins: what the method is given, such "
+                f"as stored pairs, took {self.spent.evals:g} network evaluations; raise budget.evals or make fewer pairs"
+            )
+        return left
 
     # ---------------------------------------------------------------- progress
 
@@ -103,10 +116,11 @@ class Trainer:
                 "evals": self.evals,
                 "stage_start_evals": self.stage_start_evals,
                 "seconds": self.seconds,
+                "method": self.method.state(),
             }
             price = {
-                "images": self.images,
-                "evals": self.evals + self.spent_evals,
+                "images": self.images + self.spent.images,
+                "evals": self.evals + self.spent.evals,
                 "seconds": self.seconds,
                 "processes": self.accelerator.num_processes,
                 "teacher": self.method.teacher_name,
@@ -131,6 +145,7 @@ class Trainer:
         self.ema.initted.fill_(state["ema_initted"])
         for name in ("stage", "images", "stage_images", "evals", "stage_start_evals", "seconds"):
             setattr(self, name, state[name])
+        self.method.load_state(state.get("method", {}))
         return True
 
     # ---------------------------------------------------------------- the loop
@@ -145,8 +160,12 @@ class Trainer:
         settle_run_folder(self.config, self.folder, write=main)
         self.accelerator.wait_for_everyone()
         if not self.resume():
-            self.method.begin_stage(0, self.ema.ema_model)
+            if self.stages:
+                self.method.begin_stage(0, self.ema.ema_model)
             self.ema.copy_params_from_model_to_ema()
+            if not self.stages:
+                self.save()
+                self._preview()
         if self.stage == len(self.stages):
             return
         self.module = self.accelerator.prepare_model(self.network)
@@ -163,11 +182,15 @@ class Trainer:
                     self.ema.copy_params_from_model_to_ema()
                     self.ema.step.zero_()
                 self.save()
-            if main:
-                save_preview(self.config.log, self.method, self.ema.ema_model, self.folder / "samples" / f"{self.images:012d}.png")
+            self._preview()
         finally:
             self.method.model.network = self.network
             tracker.close()
+
+    def _preview(self) -> None:
+        if self.accelerator.is_main_process:
+            file = self.folder / "samples" / f"{self.images:012d}.png"
+            save_preview(self.config.log, self.method, self.ema.ema_model, file)
 
     def _keep_stage_result(self) -> None:
         """Keeps the weights of a stage that is meant to be sampled in its own number of steps."""
@@ -189,8 +212,8 @@ class Trainer:
             tracker.step(self.images, used, self.stage, loss)
             if self._passed(log.metrics_every):
                 tracker.write(self.images, self.evals, self.seconds, self.stage, self.optimizer.param_groups[0]["lr"])
-            if self._passed(log.samples_every) and self.accelerator.is_main_process:
-                save_preview(log, self.method, self.ema.ema_model, self.folder / "samples" / f"{self.images:012d}.png")
+            if self._passed(log.samples_every):
+                self._preview()
                 last = time.perf_counter()  # looking is not training
             if self._passed(log.checkpoint_every) and self._fraction() < 1:
                 self.save()
@@ -231,7 +254,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.images += t.batch_size
         self.stage_images += t.batch_size
-        self.evals += counter.evals * a.num_processes
+        self.evals += (counter.evals + self.method.unseen_evals) * a.num_processes
+        self.method.unseen_evals = 0.0
         self.ema.update()
         self.method.after_step(self.progress(), t.batch_size)
         return {

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from core.data import Batch
 from core.distances import Distance, distance
-from core.method import Context, MethodConfig, Progress, Regression, RegressionMethod, noise_of
+from core.method import Context, MethodConfig, Progress, Regression, RegressionMethod, Spent, noise_of
 from core.runs import load_run
 from core.time_samplers import on_grid
 from flows.pairs import PairSource
@@ -44,8 +44,8 @@ class FlowDistillation(RegressionMethod):
         self.spec, self.model = run.spec, run.model.train().requires_grad_(True)
         self.sample_time = on_grid(config.steps)
 
-    def spent(self) -> tuple[float, float]:
-        return self.source.manifest.evals, self.source.manifest.seconds
+    def spent(self) -> Spent:
+        return Spent(self.source.manifest.evals, self.source.manifest.seconds)
 
     def target(self, batch: Batch, progress: Progress) -> Regression:
         t = self.sample_time(batch.rng)

@@ -11,6 +11,7 @@ from core.method import (
     Progress,
     Regression,
     RegressionMethod,
+    Spent,
     drop_labels,
     images_and_spec,
     new_model,
@@ -62,8 +63,8 @@ class RectifiedFlow(RegressionMethod):
         self.source = self.pairs or ImageSource(data, context.seed)
         self.sample_time = make_time_sampler(config.time)
 
-    def spent(self) -> tuple[float, float]:
-        return (self.pairs.manifest.evals, self.pairs.manifest.seconds) if self.pairs else (0.0, 0.0)
+    def spent(self) -> Spent:
+        return Spent(self.pairs.manifest.evals, self.pairs.manifest.seconds) if self.pairs else Spent()
 
     def target(self, batch: Batch, progress: Progress) -> Regression:
         path = self.model.path

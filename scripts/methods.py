@@ -12,6 +12,9 @@ METHODS: dict[str, str] = {
     "progressive": "students.progressive:Progressive",
     "consistency": "students.consistency:Consistency",
     "rectified-flow": "flows.rectified:RectifiedFlow",
+    "ppca": "baselines.ppca:PPCA",
+    "vae": "baselines.vae:VAE",
+    "gan": "baselines.gan:GAN",
     "flow-distillation": "flows.distill:FlowDistillation",
 }
 

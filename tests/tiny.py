@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -23,9 +24,13 @@ def tiny_config(
     images: int = 640,
     lr: float = 1e-3,
     network: dict | None = None,
+    own_network: dict | None = None,
     **sections: dict,
 ) -> dict:
-    """The values of a run config on digits; a method that copies its network gets no model section."""
+    """The values of a run config on digits; a method that copies its network gets no model section.
+
+    network: changes to the tiny U-Net; own_network: a network of another kind in its place.
+    """
     copies = name in ("progressive", "consistency", "flow-distillation") or "init" in (method or {})
     values = {
         "run": str(folder),
@@ -38,7 +43,8 @@ def tiny_config(
         "log": {"metrics_every": 320, "samples_every": 10**9, "checkpoint_every": 320, "samples": 10, "steps": 2},
     }
     if not copies:
-        values["model"] = {"network": {**NETWORK, **(network or {})}, "path": path, "prediction": prediction}
+        chosen = own_network or {**NETWORK, **(network or {})}
+        values["model"] = {"network": chosen, "path": path, "prediction": prediction}
     for key, value in sections.items():
         values[key] = {**values.get(key, {}), **value}
     return values
@@ -54,3 +60,8 @@ def train_tiny(folder: Path | str, name: str = "ddpm", **options) -> Trainer:
     trainer = Trainer(config, method, accelerator)
     trainer.run()
     return trainer
+
+
+def metrics_of(run: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]

@@ -46,7 +46,7 @@ def test_recipes(dataset, tmp_path, monkeypatch):
     def train(recipe: str, *overrides: str, images: int = 64) -> None:
         file = configs / f"{recipe}.yaml"
         run = f"run={runs}/{recipe.replace('_', '-')}"
-        succeeds("train", file, run, f"budget.images={images}", *common, *overrides, "--cpu")
+        succeeds("train", file, run, f"budget.images={images}", "budget.evals=null", *common, *overrides, "--cpu")
 
     train("teacher", *small)
     train("progressive", f"method.teacher={runs}/teacher", images=448)  # 7 shares of 64
@@ -56,6 +56,11 @@ def test_recipes(dataset, tmp_path, monkeypatch):
     succeeds("pairs", runs / "flow", "--out", runs / "flow-pairs", *pairs)
     train("reflow", f"method.init={runs}/flow", f"method.pairs={runs}/flow-pairs")
     succeeds("pairs", runs / "reflow", "--out", runs / "reflow-pairs", *pairs)
+    for baseline in ("ppca", "vae", "gan"):
+        narrow = [f"model.network.widths={depth}", "model.network.blocks=1"] if baseline != "ppca" else []
+        critic = [f"method.critic.widths={depth}", "method.critic.blocks=1"] if baseline == "gan" else []
+        latent = [] if baseline != "ppca" else ["model.network.latent=2"]
+        train(baseline, *narrow, *critic, *latent, "log.sampler=jump")
     train("distilled_flow", f"method.init={runs}/reflow", f"method.pairs={runs}/reflow-pairs")
 
     # the published curve's config, at a few images, and for the sake of time only up to 4 steps

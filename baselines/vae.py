@@ -1,0 +1,50 @@
+"""A variational autoencoder (Kingma and Welling 2014, arXiv 1312.6114) with a calibrated decoder (Rybkin et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from core.data import Batch
+from core.method import Context, ImageSource, Loss, Method, MethodConfig, Progress, new_model
+from baselines.one_step import one_step_spec
+
+
+class VAEConfig(MethodConfig):
+    """The size of the code is model.network.latent."""
+
+
+class VAE(Method):
+    """Minimises -E_q log p(x | z) + KL(q(z | x) || p(z)) (eq. 10 of the paper), in nats per number of the image.
+
+    p(x | z) is Gaussian with one standard deviation for all pixels, learned with the rest: the sigma-VAE (Rybkin et al.
+    2021, arXiv 2006.13202, sec. 3), which needs no weight on the KL term to be tuned. Given a class, encoder and decoder see
+    its label. Samples are the decoder's mean, as is usual: its pixel noise would only be seen as noise.
+    """
+
+    Config = VAEConfig
+
+    def __init__(self, config: VAEConfig, context: Context):
+        super().__init__(config, context)
+        data, self.spec = one_step_spec(context, "autoencoder")
+        self.source, self.model = ImageSource(data, context.seed), new_model(self.spec, context)
+
+    def loss(self, batch: Batch, progress: Progress) -> Loss:
+        x, device = batch.x0, batch.x0.device
+        noise = batch.rng.normal(tuple(x.shape[1:]), "eps")
+        t = torch.ones(len(x), device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.model.autocast):
+            given, mean, log_variance = self.model.network(x, t, None, batch.label, noise=noise)
+        network = getattr(self.model.network, "module", self.model.network)  # behind accelerate's wrapper, if any
+        return Loss(negative_elbo(x, given.float(), mean.float(), log_variance.float(), network.log_std), t)
+
+
+def negative_elbo(x: Tensor, given: Tensor, mean: Tensor, log_variance: Tensor, log_std: Tensor) -> Tensor:
+    """[B], nats per number: x, given [B, C, S, S] and its decoding, mean, log_variance [B, latent] of the code, log_std []."""
+    D = x[0].numel()
+    squares = (x - given).square().flatten(1).sum(1)
+    reconstruction = 0.5 * squares * torch.exp(-2 * log_std) + D * (log_std + 0.5 * math.log(2 * math.pi))
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+    return (reconstruction + divergence) / D
