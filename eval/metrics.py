@@ -78,8 +78,14 @@ def resampled_distances(features: Tensor, reference: Statistics, counts: Iterabl
     return torch.stack(distances)
 
 
-def bootstrap_std(features: Tensor, reference: Statistics, resamples: int, seed: int = 0) -> float:
+def bootstrap_std(
+    features: Tensor, reference: Statistics, resamples: int, seed: int = 0, strata: Tensor | None = None
+) -> float:
     """Standard deviation of the distance when the images of features [N, D] are drawn again with replacement.
+
+    strata: int64 [N], a class for each image where the number of images of each class was fixed beforehand. Images are then
+    drawn again within their class (Efron and Tibshirani 1993, sec. 8.4); drawing over all classes would add a spread of class
+    counts that the measured set does not have.
 
     It costs no sampling. The level of a resampled distance is biased upwards (repeated images lower the rank), so only the
     spread is used: it is the error bar of the distance at this n, that is of what other seeds would give, and not of the
@@ -88,8 +94,12 @@ def bootstrap_std(features: Tensor, reference: Statistics, resamples: int, seed:
     if resamples < 2:
         raise UserError(f"bootstrap = {resamples}: an error bar needs at least 2 resamples (0 = no error bar)")
     generator = torch.Generator().manual_seed(seed)
-    draws = (torch.randint(len(features), (len(features),), generator=generator) for _ in range(resamples))
-    counts = (torch.bincount(draw, minlength=len(features)).double() for draw in draws)
+    members = [(strata == c).nonzero()[:, 0] for c in strata.unique()] if strata is not None else [torch.arange(len(features))]
+
+    def draw() -> Tensor:
+        return torch.cat([m[torch.randint(len(m), (len(m),), generator=generator)] for m in members])
+
+    counts = (torch.bincount(draw(), minlength=len(features)).double() for _ in range(resamples))
     return float(resampled_distances(features, reference, counts).std())
 
 

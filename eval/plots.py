@@ -11,7 +11,7 @@ import numpy as np
 from core.errors import UserError
 from eval.labels import place_labels
 from eval.pareto import pareto_front
-from eval.rows import by_protocol, is_floor
+from eval.rows import by_protocol, is_floor, measure_words
 from eval.style import Look, look_of, read_styles
 from eval.table import protocol_words, series_key, series_words
 
@@ -108,6 +108,43 @@ def plot_curves(group: list[dict], path: Path, against: str = "nfe") -> None:
     plt.close(figure)
 
 
+def plot_trade_off(group: list[dict], path: Path) -> None:
+    """Recall (how much of the data is covered) against precision (how much of the samples is data-like) for rows of one
+    protocol, each series walking with its steps; the numbers are evaluations. Written as PNG and SVG."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7.5, 6.2), layout="constrained")
+    ends = []
+    for rows in series_of(group).values():
+        look = _look(rows[0], group)
+        x, y = (np.array([r[key] for r in rows]) for key in ("precision", "recall"))
+        axes.plot(
+            x, y, color=look.color, marker=look.marker, linestyle=look.dashes, markersize=5, linewidth=1.2,
+            markeredgecolor="white", markeredgewidth=0.6, zorder=3,
+        )  # fmt: skip
+        if len(rows) > 1:
+            axes.annotate(
+                f"{rows[0]['nfe']:g}", (x[0], y[0]), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7,
+                color=look.color,
+            )  # fmt: skip
+        ends.append((x, y, _name(rows[0], group), look.color))
+    for row in filter(is_floor, group):
+        axes.plot(row["precision"], row["recall"], marker="*", markersize=13, color="black", linestyle="", zorder=5)
+        axes.annotate(f"real: {row['run']}", (row["precision"], row["recall"]), xytext=(8, -11), textcoords="offset points", fontsize=9)
+    first = next(row for row in group if not is_floor(row))
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("precision: share of samples within the data's neighbourhoods")
+    axes.set_ylabel("recall: share of the data within the samples' neighbourhoods")
+    axes.set_title(f"{first['dataset']}: quality and mode coverage, n = {first['n']}, {first['extractor']} features")
+    figure.supxlabel("small numbers: evaluations at the start of a curve, which walks on with its steps", fontsize=7.5, color="#555555")
+    figure.draw_without_rendering()
+    place_labels(axes, ends)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    plt.close(figure)
+
+
 def n_of(group: list[dict]) -> int:
     """The n of the group's measured points."""
     return next(row["n"] for row in group if not is_floor(row))
@@ -147,8 +184,8 @@ def _axes(axes, group: list[dict], against: str) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(which="major", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_ylabel(f"{first['metric']}@{first['n']}, {first['extractor']} features")
-    measure = f"{first['metric']}@{first['n']}"
+    axes.set_ylabel(f"{measure_words(first)}, {first['extractor']} features")
+    measure = measure_words(first)
     axes.set_title(f"{first['dataset']}: {measure} against {first['reference']}, {first['extractor']} features")
     errors = ", ".join(sorted({row["fid_error"] for row in measured if row["fid_error"]}))
     emas = ", ".join(sorted({row["ema"] for row in measured}))
@@ -238,7 +275,7 @@ def _strip(folder: Path, row: dict) -> np.ndarray | None:
 
 
 def plot_all(rows: list[dict], folder: Path, out: Path) -> list[Path]:
-    """curves.png and seconds.png (and .svg) and samples.png for each protocol among `rows`; from the second on, names say
+    """curves.png, coverage.png and seconds.png (and .svg) and samples.png for each protocol among `rows`; from the second on, names say
     which. There is no seconds.png where no row has its time."""
     groups = [group for group in by_protocol(rows) if not all(map(is_floor, group))]
     if not groups:
@@ -250,6 +287,9 @@ def plot_all(rows: list[dict], folder: Path, out: Path) -> list[Path]:
         plot_curves(group, out / f"curves{suffix}.png")
         written += [out / f"curves{suffix}.png", out / f"curves{suffix}.svg"]
         print(f"{out / f'curves{suffix}.png'}: {protocol_words(group)}", file=sys.stderr)
+        if series_of(covered := [row for row in group if row.get("recall") is not None]):
+            plot_trade_off(covered, out / f"coverage{suffix}.png")
+            written += [out / f"coverage{suffix}.png", out / f"coverage{suffix}.svg"]
         if series_of(with_time := timed(group)):
             plot_curves(with_time, out / f"seconds{suffix}.png", "seconds")
             written += [out / f"seconds{suffix}.png", out / f"seconds{suffix}.svg"]

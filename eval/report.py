@@ -18,9 +18,10 @@ from pathlib import Path
 from torch import Tensor
 
 from core.errors import UserError
-from eval.rows import by_protocol, is_floor, read_rows
+from eval.rows import by_protocol, is_floor, measure_words, read_rows
 from eval.style import Look, look_of, read_styles
 from eval.table import protocol_words, series_key, series_words
+from eval.trade_off import class_distance
 from eval.training import find_runs, loss_by_level, prices, read_configs
 from eval.trajectories import films
 
@@ -28,8 +29,7 @@ PAGE = Path(__file__).with_name("page")
 SCRIPTS = ("common.js", "curve.js", "samples.js", "trajectories.js", "training.js")
 LIGHT, DARK = (0xFF, 0xFF, 0xFF), (0x17, 0x1A, 0x20)  # the page's panels
 CONTRAST = 3.0, 4.0  # least ratio between a line and light or dark ground (WCAG 2.1, 1.4.11 asks for 3)
-MEASURES = ("fid", "fid_infinity", "kid", "precision", "recall")
-FULL_FID = 50_000  # the n that an FID without an n in its name has
+MEASURES = ("fid", "fid_infinity", "kid", "precision", "recall", "class_distance")
 MARKERS = {
     "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x",
     "<": "triangle-left", ">": "triangle-right", "p": "pentagon", "h": "hexagon",
@@ -73,14 +73,6 @@ def png_uri(image: Tensor) -> str:
 
 def _uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def measure_words(row: dict, key: str = "fid") -> str:
-    """The name a metric must go by: "FD@300", "FID", "KD@300", "FD∞"; only an FID of 50,000 images is called FID plainly."""
-    if key == "fid_infinity":
-        return f"{row['metric']}∞"
-    name = {"fid": row["metric"], "kid": "KID" if row["metric"] == "FID" else "KD"}.get(key, key)
-    return name if row["metric"] == "FID" and row["n"] >= FULL_FID else f"{name}@{row['n']}"
 
 
 def series_data(rows: list[dict]) -> tuple[list[dict], list[list[dict]]]:
@@ -169,6 +161,9 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int) -> d
         first = next((row for row in group if not is_floor(row)), None)
         if first is None:
             continue
+        floor = next(filter(is_floor, group), None)
+        for row in group:
+            row["class_distance"] = class_distance(row, floor)
         shown = sorted((row for row in group if not is_floor(row)), key=lambda r: (index[series_key(r)], r["nfe"]))
         groups.append(
             {

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout  # PyTorch depends on it
 
 from core.errors import UserError
 
@@ -28,6 +32,7 @@ IDENTITY = (
     "reference",
     "reference_sha256",
 )
+FULL_FID = 50_000  # the n that an FID without an n in its name has
 # Rows that agree in these may be drawn in one curve or table.
 PROTOCOL = ("dataset", "metric", "n", "extractor", "extractor_sha256", "reference", "reference_sha256")
 
@@ -80,6 +85,25 @@ def drop_torn_line(path: Path) -> None:
             file.truncate(len(whole) + 1 if whole else 0)
 
 
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """While the block runs, no other process may enter it for the same curves file: two sweeps would measure points twice.
+
+    Raises:
+        UserError: another one is at it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another sweep is writing {path}: wait for it, or give another out=FILE") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def append_row(path: Path, row: dict) -> None:
     """Adds one line, on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +111,15 @@ def append_row(path: Path, row: dict) -> None:
         file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def measure_words(row: dict, key: str = "fid") -> str:
+    """The name a metric must go by: "FD@300", "FID", "KD@300", "FD∞"; only an FID of 50,000 images is called FID plainly."""
+    if key == "fid_infinity":
+        return f"{row['metric']}∞"
+    names = {"fid": row["metric"], "kid": "KID" if row["metric"] == "FID" else "KD", "class_distance": "share of classes off"}
+    name = names.get(key, key)
+    return name if row["metric"] == "FID" and row["n"] >= FULL_FID else f"{name}@{row['n']}"
 
 
 def is_floor(row: dict) -> bool:

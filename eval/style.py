@@ -9,7 +9,7 @@ from core.config import Strict, parse, read_config
 from core.samplers import SAMPLERS
 
 STYLE = Path(__file__).with_name("style.yaml")
-SPARE = ("#E69F00", "#000000", "#8C564B", "#7F3C8D", "#A5AA99", "#F0E442")  # Okabe and Ito's rest first, yellow last
+SPARE = ("#000000", "#A5AA99", "#882255", "#44AA99", "#999933", "#F0E442")  # yellow last
 GREYS = ("#222222", "#666666", "#999999", "#444444", "#808080", "#B0B0B0")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)), (0, (3, 1, 1, 1)), (0, (2, 2)), (0, (9, 3)))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
+from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,18 +21,20 @@ from core.counting import count_evals
 from core.data import ImageData
 from core.errors import UserError
 from core.grids import make_grid
+from core.method import DataConfig
 from core.noise import Noise
 from core.pictures import save_png, tile
 from core.predictions import Denoised
 from core.runs import Run, load_run, sample_images
 from core.samplers import Progress, make_sampler
+from eval import kept_features
 from eval.extrapolate import fid_infinity, sizes_for
 from eval.extractors import INCEPTION, ClassifierExtractor, Extractor, check_reads, make_extractor
 from eval.machine import commit, device_words, peak_memory_bytes, reset_peak_memory
 from eval.metrics import bootstrap_std, frechet_distance, kernel_distance, precision_recall, statistics
 from core.processes import gather_in_order, share_of, start_processes, sum_over
 from eval.reference import Reference, balanced_choice, reference_for
-from eval.rows import append_row, drop_torn_line, identity, read_rows
+from eval.rows import append_row, drop_torn_line, identity, only_writer, read_rows
 from eval.sweep_config import SweepConfig, SweepEntry
 
 
@@ -82,6 +88,22 @@ def expected_nfe(run: Run, sampler: str, grid: str | None, steps: int, guidance_
     return stub.calls * (1 if guidance_scale == 1.0 else 2)
 
 
+def data_of(config: SweepConfig, run: Run) -> DataConfig:
+    """The data a run is compared with: its own, or the sweep's where the run does not know.
+
+    Raises:
+        UserError: neither is known, or they differ.
+    """
+    if run.data is None and config.data is None:
+        raise UserError(
+            f"{run.folder} does not say what it was trained on ({run.channels}x{run.side}x{run.side} images): name the data to "
+            "compare it with, in a config data: {name: cifar10}, on the command line --data cifar10"
+        )
+    if run.data is not None and config.data is not None and run.data != config.data:
+        raise UserError(f"{run.folder} was trained on data {run.data.name}, but the sweep's data is {config.data.name}: remove data")
+    return run.data or config.data
+
+
 def plan(config: SweepConfig, device: torch.device) -> list[Task]:
     """All points of the sweep, in the order of the config; everything that can be refused is refused here."""
     tasks = []
@@ -94,7 +116,7 @@ def plan(config: SweepConfig, device: torch.device) -> list[Task]:
                     run = loaded.setdefault(run.weights_file, run)
                     nfe = expected_nfe(run, sampler, entry.grid, steps, scale)
                     tasks.append(Task(run, entry, sampler, steps, scale, nfe))
-    if len(used := {task.run.data for task in tasks}) > 1:
+    if len(used := {data_of(config, task.run) for task in tasks}) > 1:
         raise UserError(f"the runs of one sweep share a data set, these have {sorted(data.name for data in used)}: split it")
     return tasks
 
@@ -115,7 +137,7 @@ def protocol(config: SweepConfig, extractor: Extractor, data: ImageData, task: T
         "metric": extractor.metric_name,
         "fid": None,
         "fid_std": None,
-        "fid_error": config.error_bar,
+        "fid_error": config.error_bar(config.sets if task else 1, bool(run.num_classes if task else data.num_classes)),
         "fid_infinity": None,
         "kid": None,
         "precision": None,
@@ -143,8 +165,12 @@ def protocol(config: SweepConfig, extractor: Extractor, data: ImageData, task: T
     }
 
 
-def measure(features: Tensor, reference: Reference, sets: int, bootstrap: int, extrapolate: int = 0) -> dict:
+def measure(
+    features: Tensor, reference: Reference, sets: int, bootstrap: int, extrapolate: int = 0, strata: Tensor | None = None
+) -> dict:
     """The metrics of features [sets * n, D]: means over the sets, and the standard deviation that the config asks for.
+
+    strata: classes [sets * n] whose numbers were fixed beforehand, for the bootstrap.
 
     fid_infinity is of all the images together; None with extrapolate = 0.
     """
@@ -155,7 +181,7 @@ def measure(features: Tensor, reference: Reference, sets: int, bootstrap: int, e
     if sets > 1:
         std = float(torch.tensor(values, dtype=torch.float64).std())
     else:
-        std = bootstrap_std(features, reference.statistics, bootstrap) if bootstrap else None
+        std = bootstrap_std(features, reference.statistics, bootstrap, strata=strata) if bootstrap else None
     precision, recall = shares.mean(0).tolist()
     return {
         "fid": sum(values) / sets,
@@ -174,16 +200,17 @@ def class_histogram(features: Tensor, extractor: Extractor, data: ImageData) -> 
     return torch.bincount(extractor.logits_of(features).argmax(1), minlength=extractor.num_classes).tolist()
 
 
-@dataclass
-class Sampled:
-    """What sampling one task gave: features [sets * n, D] by extractor, first images, counted NFE and seconds an image, and
-    the main process's peak of memory in bytes (see eval/machine.py)."""
+class _MemoryExhausted(Exception):
+    """A batch of a single image did not fit into memory."""
 
-    features: dict[str, Tensor]
-    kept: Tensor
-    nfe: float
-    seconds: float
-    peak: int
+
+class Sampled(NamedTuple):
+    """What sampling one task gave one extractor: features [sets * n, D], the first images [K, C, H, W], and the row's keys that
+    only sampling tells: counted NFE and seconds an image, the main process's peak of memory (eval/machine.py), the device."""
+
+    features: Tensor
+    images: Tensor
+    measured: dict
 
 
 class Sweep:
@@ -193,8 +220,14 @@ class Sweep:
         self.config, self.state = config, state
         self.device = torch.device(config.device) if config.device else state.device
         self.tasks = plan(config, self.device)
-        source = self.tasks[0].run.data
+        source = data_of(config, self.tasks[0].run)
         self.data = source.load(config.reference)
+        for run in {task.run.weights_file: task.run for task in self.tasks}.values():
+            if (run.channels, run.side) != (self.data.channels, self.data.side):
+                raise UserError(
+                    f"{run.folder} makes {run.channels}x{run.side}x{run.side} images, but data '{self.data.name}' has "
+                    f"{self.data.channels}x{self.data.side}x{self.data.side}"
+                )
         self.floor_data = source.load("test" if config.reference == "train" else "train") if config.floor else None
         weights = config.extractor_weights
         self.extractors = [make_extractor(name, self.device, _weights_for(name, weights)) for name in config.extractors]
@@ -203,6 +236,8 @@ class Sweep:
             if config.extrapolate:
                 sizes_for(config.n * config.sets, extractor.width, config.extrapolate)  # refuses what cannot be
         self.out = Path(config.out)
+        self.features_folder = self.out.parent / "features"
+        self.batch_size = config.batch_size  # falls where memory does not suffice
         self.done = {identity(row): row for row in read_rows(self.out)}
         self.references: dict[str, Reference] = {}
         state.wait_for_everyone()  # all have read the file before the main process changes it
@@ -211,16 +246,25 @@ class Sweep:
         """The extractors under which this task has no row yet."""
         return [e for e in self.extractors if identity(protocol(self.config, e, self.data, task)) not in self.done]
 
+    def _file_of(self, task: Task, extractor: Extractor) -> Path:
+        row = protocol(self.config, extractor, self.data, task)
+        return kept_features.file_of(self.features_folder, row, self.config.n * self.config.sets)
+
+    def _needs_sampling(self, task: Task) -> bool:
+        return any(not self._file_of(task, extractor).is_file() for extractor in self.missing(task))
+
     def run(self) -> list[dict]:
         """Measures what is not in the curves file yet. Returns the sweep's rows, done before or now."""
         config, total = self.config, self.config.n * self.config.sets
         todo = [task for task in self.tasks if self.missing(task)]
         floors = [e for e in self.extractors if self.floor_data and identity(self._floor_protocol(e)) not in self.done]
-        cost = sum(task.nfe for task in todo) * total
+        to_sample = [task for task in todo if self._needs_sampling(task)]
+        cost = sum(task.nfe for task in to_sample) * total
         if self.state.is_main_process:
             drop_torn_line(self.out)
             points = f"{len(todo)} of {len(self.tasks)} points to measure"
-            _say(f"{points}: {total} images each, {cost:,} network evaluations in all")
+            ready = f", {len(todo) - len(to_sample)} from kept features" if len(to_sample) < len(todo) else ""
+            _say(f"{points}{ready}: {total} images each, {cost:,} network evaluations in all")
             for extractor in self.extractors:
                 if config.n < 2 * extractor.width:
                     _say(f"warning: n = {config.n} images for {extractor.width} features: compare only numbers at the same n")
@@ -231,14 +275,14 @@ class Sweep:
             for extractor in floors:
                 self._floor(extractor)
         quiet = not self.state.is_main_process
-        if todo and not quiet:
-            _say(f"this will take about {in_words(self._estimate(todo))} of sampling and feature extraction")
+        if to_sample and not quiet:
+            _say(f"this will take about {in_words(self._estimate(to_sample))} of sampling and feature extraction")
         with tqdm(total=cost, unit="eval", unit_scale=True, dynamic_ncols=True, smoothing=0.05, disable=quiet) as bar:
             reached = 0
             for task in todo:
                 bar.set_description(task.words)
                 self._point(task, bar)
-                reached += task.nfe * total
+                reached += task.nfe * total if task in to_sample else 0
                 bar.update(reached - bar.n)  # what rounding over the processes left
         if todo and self.state.is_main_process:
             _say(f"wrote {self.out}")
@@ -265,15 +309,16 @@ class Sweep:
 
     def _floor_protocol(self, extractor: Extractor) -> dict:
         size = min(self.config.n, len(self.floor_data))
-        error = f"bootstrap {self.config.bootstrap}" if self.config.bootstrap else None
         row = protocol(self.config, extractor, self.data, None)
-        return row | {"n": size, "fid_error": error, "weights_sha256": self.floor_data.sha256}
+        return row | {"n": size, "weights_sha256": self.floor_data.sha256}
 
     def _floor(self, extractor: Extractor) -> None:
         """The distance between two sets of real images, the best that a sampler can be expected to reach at this n."""
         row = self._floor_protocol(extractor)
-        features = extractor(self.floor_data.images[balanced_choice(self.floor_data.labels, row["n"])])
-        found = measure(features, self.references[extractor.name], 1, self.config.bootstrap)
+        chosen = balanced_choice(self.floor_data.labels, row["n"])
+        features = extractor(self.floor_data.images[chosen])
+        strata = self.floor_data.labels[chosen] if self.floor_data.num_classes else None
+        found = measure(features, self.references[extractor.name], 1, self.config.bootstrap, strata=strata)
         self._write(row | found | {"class_histogram": class_histogram(features, extractor, self.data)})
 
     def _estimate(self, todo: list[Task]) -> float:
@@ -305,63 +350,103 @@ class Sweep:
         config, extractors = self.config, self.missing(task)
         if not extractors:  # the config lists it twice
             return
-        sampled = self._sample(task, extractors, bar)
+        found = {e.name: self._kept(task, e) for e in extractors}
+        if rest := [e for e in extractors if found[e.name] is None]:
+            found |= self._sample(task, rest, bar)
         for extractor in extractors:
-            row = protocol(config, extractor, self.data, task)
+            row, sampled = protocol(config, extractor, self.data, task), found[extractor.name]
             if self.state.is_main_process:
-                features = sampled.features[extractor.name]
-                row |= measure(features, self.references[extractor.name], config.sets, config.bootstrap, config.extrapolate)
-                row |= {"nfe": sampled.nfe, "seconds_per_image": sampled.seconds, "peak_memory_bytes": sampled.peak}
-                row |= {"device": device_words(self.device)}
-                row |= {"class_histogram": class_histogram(features, extractor, self.data)}
-                row |= {"samples": self._keep(row, sampled.kept)}
+                classes = task.run.num_classes
+                strata = torch.arange(len(sampled.features)) % classes if classes else None
+                given = (self.references[extractor.name], config.sets, config.bootstrap, config.extrapolate, strata)
+                row |= measure(sampled.features, *given) | sampled.measured
+                row |= {"class_histogram": class_histogram(sampled.features, extractor, self.data)}
+                row |= {"samples": self._keep(row, sampled.images[: config.keep_samples])}
                 self._write(row)
             self.done[identity(row)] = row
 
-    def _sample(self, task: Task, extractors: list[Extractor], bar: tqdm) -> Sampled:
-        """Samples this process's share of sets * n images, one batch at a time, and gathers everyone's."""
+    def _kept(self, task: Task, extractor: Extractor) -> Sampled | None:
+        """What an earlier sweep kept of these samples, if it did; the same answer on every process."""
+        kept = kept_features.kept(self._file_of(task, extractor))
+        return Sampled(*kept) if kept else None
+
+    def _sample(self, task: Task, extractors: list[Extractor], bar: tqdm) -> dict[str, Sampled]:
+        """Samples sets * n images, each process its share, and gathers everyone's: by extractor."""
+        config, run, total = self.config, task.run, self.config.n * self.config.sets
+        sample_images(run, task.sampler, 1, torch.arange(2), config.seed)  # pays for set-up that is not the sampler's
+        reset_peak_memory(self.device)
+        begun = bar.n
+
+        def share(batch_size: int) -> tuple[dict[str, Tensor], Tensor, float, float]:
+            self.batch_size = batch_size
+            bar.update(begun - bar.n)  # a try with larger batches may have gone before
+            return self._sample_share(task, extractors, bar)
+
+        try:
+            features, first, forwards, seconds = self._fitting(share)
+        except _MemoryExhausted as error:
+            raise UserError(f"{run.folder} with {task.words}: memory does not suffice for a single image") from error
+        forwards, seconds = sum_over([forwards, seconds], self.state)
+        measured = {
+            "nfe": forwards / total,
+            "seconds_per_image": seconds / total,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "device": device_words(self.device),
+        }
+        if -(-total // self.state.num_processes) < config.keep_samples:  # few images: the first ones lie on several processes
+            first = gather_in_order(first, total, self.state)
+        found = {}
+        for extractor in extractors:
+            whole = gather_in_order(features[extractor.name], total, self.state)
+            found[extractor.name] = Sampled(whole, first[: config.keep_samples], measured)
+            if config.keep_features and self.state.is_main_process:
+                row = protocol(config, extractor, self.data, task)
+                kept_features.keep(self._file_of(task, extractor), row, *found[extractor.name])
+        return found
+
+    def _fitting(self, share: Callable[[int], tuple]) -> tuple:
+        """share(batch size), with batches that fit into memory. accelerate's helper comes in only when the first try fails,
+        since it collects garbage before each try, 0.2 s a point."""
+        try:
+            return share(self.batch_size)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        return find_executable_batch_size(share, self._smaller_batches(), reduce_batch_size_fn=self._smaller_batches)()
+
+    def _smaller_batches(self) -> int:
+        """Half of the batch that did not fit into memory; smaller batches give the same samples."""
+        if self.batch_size == 1:
+            raise _MemoryExhausted
+        self.batch_size //= 2
+        _say(f"out of memory: going on with batches of {self.batch_size}")
+        return self.batch_size
+
+    def _sample_share(
+        self, task: Task, extractors: list[Extractor], bar: tqdm
+    ) -> tuple[dict[str, Tensor], Tensor, float, float]:
+        """This process's share in batches: features by extractor, first images, network forwards, seconds of sampling."""
         config, run, entry = self.config, task.run, task.entry
-        total = config.n * config.sets
         features: dict[str, list[Tensor]] = {e.name: [torch.empty(0, e.width)] for e in extractors}
-        kept = [torch.empty(0, run.channels, run.side, run.side, dtype=torch.uint8)]
+        first = [torch.empty(0, run.channels, run.side, run.side, dtype=torch.uint8)]
 
         def after_step(p: Progress) -> None:
             if p.index == p.steps and not torch.isfinite(p.x).all():
                 raise UserError(f"{run.folder} with {task.words} gives NaN or infinite images: its weights have diverged")
             bar.update(len(p.x) * task.nfe / p.steps * self.state.num_processes)
 
-        def sample(indices: Tensor) -> Tensor:
-            return sample_images(
-                run,
-                task.sampler,
-                task.steps,
-                indices,
-                config.seed,
-                task.guidance_scale,
-                entry.threshold,
-                entry.grid,
-                callback=after_step,
-            )
-
-        sample_images(run, task.sampler, 1, torch.arange(2), config.seed)  # pays for set-up that is not the sampler's
+        given = (config.seed, task.guidance_scale, entry.threshold, entry.grid)
         seconds = 0.0
-        reset_peak_memory(self.device)
         with count_evals(run.model.network) as counter:
-            for indices in share_of(total, self.state).split(config.batch_size):
+            for indices in share_of(config.n * config.sets, self.state).split(self.batch_size):
                 start = time.perf_counter()
-                images = sample(indices)  # on the CPU when it returns, so the device has finished
-                seconds += time.perf_counter() - start
+                images = sample_images(run, task.sampler, task.steps, indices, *given, callback=after_step)
+                seconds += time.perf_counter() - start  # images are on the CPU, so the device has finished
                 for extractor in extractors:
                     features[extractor.name].append(extractor(images))
-                if sum(map(len, kept)) < config.keep_samples:
-                    kept.append(images)
-        peak = peak_memory_bytes(self.device)
-        forwards, seconds = sum_over([counter.forwards, seconds], self.state)
-        whole = {name: gather_in_order(torch.cat(parts), total, self.state) for name, parts in features.items()}
-        first = torch.cat(kept)
-        if -(-total // self.state.num_processes) < config.keep_samples:  # few images: the first ones lie on several processes
-            first = gather_in_order(first, total, self.state)
-        return Sampled(whole, first[: config.keep_samples], forwards / total, seconds / total, peak)
+                if sum(map(len, first)) < config.keep_samples:
+                    first.append(images)
+        return {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(first), counter.forwards, seconds
 
     def _keep(self, row: dict, images: Tensor) -> str | None:
         """Stores the first images [K, C, H, W] as a strip; returns its path, relative to the curves file."""
@@ -401,6 +486,8 @@ def run_sweep(config: SweepConfig) -> list[dict]:
         UserError: before anything is written, for what can be known before; for NaN images when they appear.
     """
     state = start_processes(cpu=config.device == "cpu")
-    rows = Sweep(config, state).run()
-    state.wait_for_everyone()
+    sweep = Sweep(config, state)
+    with only_writer(sweep.out) if state.is_main_process else nullcontext():
+        rows = sweep.run()
+        state.wait_for_everyone()
     return rows

@@ -9,7 +9,8 @@ from pydantic import field_validator, model_validator
 
 from core.config import Strict
 from core.denoisers import THRESHOLDS
-from core.grids import GRIDS
+from core.grids import GRID_NAMES
+from core.method import DataConfig
 from core.samplers import make_sampler
 
 
@@ -26,7 +27,7 @@ class SweepEntry(Strict):
     steps: tuple[int, ...]
     guidance_scales: tuple[float, ...] = (1.0,)
     threshold: Literal[tuple(THRESHOLDS)] = "none"
-    grid: Literal[tuple(GRIDS)] | None = None
+    grid: Literal[GRID_NAMES] | None = None
 
     @field_validator("steps")
     @classmethod
@@ -49,8 +50,10 @@ class SweepConfig(Strict):
     n: images a set; sets: disjoint sets of n, whose mean and standard deviation are reported from 3 on; bootstrap: resamples
     for the error bar of a single set (0 = none). extrapolate: points of the line that fid_infinity is the intercept of
     (0 = off); rows measured before stay as they are. reference: the split compared with; floor: also measure the other split
-    against it. keep_samples: first images of every row kept as a picture beside `out`. extractor_weights: a file for
-    inception-v3-compat. device: null = a GPU if there is one.
+    against it. keep_samples: first images of every row kept as a picture beside `out`; keep_features: keep every point's features
+    in a folder features/ beside `out`, from where later sweeps take them in place of sampling. extractor_weights: a file for
+    inception-v3-compat. device: null = a GPU if there is one. data: what runs are compared with that do not know what they
+    were trained on, such as published checkpoints; a run that knows must have the same.
     """
 
     out: str
@@ -65,9 +68,11 @@ class SweepConfig(Strict):
     seed: int = 0
     batch_size: int = 256
     keep_samples: int = 16
+    keep_features: bool = False
     floor: bool = True
     device: str | None = None
     cache: str = "runs/.cache/reference"
+    data: DataConfig | None = None
     entries: tuple[SweepEntry, ...]
 
     @model_validator(mode="after")
@@ -90,12 +95,11 @@ class SweepConfig(Strict):
     def extractors(self) -> tuple[str, ...]:
         return (self.extractor,) if isinstance(self.extractor, str) else self.extractor
 
-    @property
-    def error_bar(self) -> str | None:
-        """What fid_std is, in words."""
-        if self.sets > 1:
-            return f"{self.sets} sets"
-        return f"bootstrap {self.bootstrap}" if self.bootstrap else None
+    def error_bar(self, sets: int, stratified: bool) -> str | None:
+        """What fid_std is, in words; stratified: whether the number of images of each class was fixed."""
+        if sets > 1:
+            return f"{sets} sets"
+        return f"{'stratified ' if stratified else ''}bootstrap {self.bootstrap}" if self.bootstrap else None
 
     def folder_of(self, entry: SweepEntry) -> Path:
         return Path(self.runs) / entry.run if self.runs else Path(entry.run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.rows import by_protocol, is_floor
+from eval.rows import by_protocol, is_floor, measure_words
 
 # Not the weights: a run may keep other weights for other numbers of steps, and is one curve all the same.
 SERIES = ("method", "run", "ema", "sampler", "guidance_scale", "threshold", "grid", "config_sha256", "seed")
@@ -12,7 +12,7 @@ def protocol_words(rows: list[dict]) -> str:
     """The protocol of one group: "FD@449, digits-cnn features (sha256 1a2b3c4d), reference digits train"."""
     row = next((r for r in rows if not is_floor(r)), rows[0])
     return (
-        f"{row['metric']}@{row['n']}, {row['extractor']} features (sha256 {row['extractor_sha256'][:8]}), "
+        f"{measure_words(row)}, {row['extractor']} features (sha256 {row['extractor_sha256'][:8]}), "
         f"reference {row['reference']}"
     )
 
@@ -44,7 +44,8 @@ def series_words(row: dict, among: list[dict]) -> str:
     return " ".join(words)
 
 
-def _number(value: float, std: float | None) -> str:
+def number_words(value: float, std: float | None) -> str:
+    """A distance with its error, in as many digits as are worth reading."""
     digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:.{digits}f}" + (f" ± {std:.{digits}f}" if std is not None else "")
 
@@ -59,9 +60,9 @@ def _cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     body = []
     for points in series.values():
         any_row = next(iter(points.values()))
-        cells = [_number(points[s]["fid"], points[s]["fid_std"]) if s in points else "" for s in steps]
+        cells = [number_words(points[s]["fid"], points[s]["fid_std"]) if s in points else "" for s in steps]
         body.append([series_words(any_row, rows), *cells])
-    body += [[series_words(r, rows), _number(r["fid"], r["fid_std"]), *[""] * (len(steps) - 1)] for r in rows if is_floor(r)]
+    body += [[series_words(r, rows), number_words(r["fid"], r["fid_std"]), *[""] * (len(steps) - 1)] for r in rows if is_floor(r)]
     return ["steps", *map(str, steps)], body
 
 

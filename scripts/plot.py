@@ -14,6 +14,7 @@ from core.errors import UserError, command_line
 from eval.plots import plot_all
 from eval.rows import read_rows
 from eval.table import markdown_tables
+from eval.trade_off import trade_off_tables
 
 
 @command_line
@@ -23,7 +24,7 @@ def main() -> None:
     )
     parser.add_argument("curves", type=Path, nargs="+", help="curves.jsonl, or several to draw together")
     parser.add_argument("--out", type=Path, help="folder for the pictures (default: that of the first curves file)")
-    parser.add_argument("--markdown", type=Path, help="also write the table, as Markdown, to this file")
+    parser.add_argument("--markdown", type=Path, help="also write the tables, as Markdown, to this file")
     a = parser.parse_args()
     rows = []
     for file in a.curves:
@@ -37,7 +38,7 @@ def main() -> None:
         print(path)
     if a.markdown:
         a.markdown.parent.mkdir(parents=True, exist_ok=True)
-        a.markdown.write_text(markdown_tables(rows) + "\n")
+        a.markdown.write_text(f"{markdown_tables(rows)}\n\n{trade_off_tables(rows)}\n")
         print(a.markdown)
 
 

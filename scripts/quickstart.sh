@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The main job: a teacher, its two distillations, a rectified flow, its reflow and its distillation, all on one curve.
+# The main job: a teacher, its two distillations, a rectified flow, its reflow and its distillation, and generators of
+# another kind, all on one curve.
 #
 #   bash scripts/quickstart.sh                     digits (8x8): about 15 minutes on 2 cores after installation
 #   bash scripts/quickstart.sh fashion_mnist       28x28: hours on 2 cores, minutes on a GPU
 #
-# Ends with curves.jsonl, curves.png, samples.png and a table in runs/quickstart (runs/quickstart-DATASET for others).
+# Ends with curves.jsonl, report.html, pictures and a table in runs/quickstart (runs/quickstart-DATASET for others).
 # Run it again after an interruption: whatever is finished is kept, and the rest goes on.
 source "$(dirname "$0")/environment.sh"
 dataset=${1:-digits}
@@ -13,13 +14,13 @@ export RUNS=${RUNS:-$default}
 recipe "$dataset"
 mkdir -p "$RUNS"
 
-# Two lanes side by side: the teacher with its students, and the flows. On a processor each gets half of the cores, which is
+# Two lanes side by side: the teacher with its students, and the flows and baselines. On a processor each gets half of the cores, which is
 # faster than all cores for one after the other, since networks this small do not keep many cores busy.
 cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}
 started=$SECONDS
 
-flows() { bash scripts/distill_flow.sh "$dataset"; }
+flows() { bash scripts/distill_flow.sh "$dataset" && bash scripts/train_baselines.sh "$dataset"; }
 students() { bash scripts/distill_progressive.sh "$dataset" && bash scripts/distill_consistency.sh "$dataset"; }
 
 set -m # each lane in a process group of its own, so that all of it can be stopped
@@ -42,4 +43,5 @@ if [ "$cores" -gt 1 ] && python -c 'import sys, torch; sys.exit(torch.cuda.is_av
 torchrun --standalone --nproc_per_node "$processes" -m scripts.evaluate "$configs/curve.yaml" \
     out="$RUNS/curves.jsonl" runs="$RUNS"
 python -m scripts.plot "$RUNS/curves.jsonl"
-echo "quickstart took $(((SECONDS - started) / 60)) min: see $RUNS/curves.png and $RUNS/samples.png" >&2
+python -m scripts.report "$RUNS"
+echo "quickstart took $(((SECONDS - started) / 60)) min: see $RUNS/report.html, or curves.png and samples.png there" >&2

@@ -85,7 +85,7 @@ def test_rows_hold_the_protocol_and_the_right_numbers(run, uninterrupted):
         "train_seconds config_sha256 commit metric fid_error grid threshold"
     )
     assert not set(asked.split()) - row.keys()
-    assert (row["metric"], row["fid_error"], row["ema"]) == ("FD", "bootstrap 4", "half-life 320 images")
+    assert (row["metric"], row["fid_error"], row["ema"]) == ("FD", "stratified bootstrap 4", "half-life 320 images")
     own = int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
     assert own / 4 < row["peak_memory_bytes"] <= own * 1.01
     assert row["seconds_per_image"] > 0 and sum(row["class_histogram"]) == 30
