@@ -69,13 +69,16 @@ def dynamic_threshold(quantile: float = 0.995) -> Callable[[Tensor], Tensor]:
 
 
 class Thresholded:
-    """Applies a threshold to x0 and recomputes eps, so that both still add up to x."""
+    """Applies a threshold to x0 and recomputes eps, so that both still add up to x; with `keep_eps` eps stays as it was."""
 
-    def __init__(self, inner: Denoiser, threshold: Callable[[Tensor], Tensor]):
-        self.inner, self.threshold, self.path = inner, threshold, inner.path
+    def __init__(self, inner: Denoiser, threshold: Callable[[Tensor], Tensor], keep_eps: bool = False):
+        self.inner, self.threshold, self.path, self.keep_eps = inner, threshold, inner.path, keep_eps
 
     def __call__(self, x: Tensor, t: Tensor) -> Denoised:
-        x0 = self.threshold(self.inner(x, t).x0)
+        guess = self.inner(x, t)
+        x0 = self.threshold(guess.x0)
+        if self.keep_eps:
+            return Denoised(x0, guess.eps)
         c = self.path.at(t)
         return Denoised(x0, (x - expand(c.alpha, x) * x0) / expand(c.sigma, x))
 
@@ -83,6 +86,7 @@ class Thresholded:
 THRESHOLDS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "none": None,
     "static": static_threshold,
+    "static-x0": static_threshold,  # of x0 alone, beside the eps it was made from: the default of diffusers' DDIMScheduler
     "dynamic": dynamic_threshold(),
 }
 
@@ -103,5 +107,5 @@ def denoiser_for(
         Conditioned(model, label) if guidance_scale == 1.0 else Guided(model, label, num_classes, guidance_scale)
     )
     if (function := THRESHOLDS[threshold]) is not None:
-        denoiser = Thresholded(denoiser, function)
+        denoiser = Thresholded(denoiser, function, keep_eps=threshold == "static-x0")
     return denoiser

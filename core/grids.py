@@ -1,4 +1,8 @@
-"""Time grids: N steps are N intervals, so N + 1 strictly decreasing times from 1 to 0, valid from N = 1."""
+"""Time grids: N steps are N intervals, so N + 1 strictly decreasing times from 1 to 0, valid from N = 1.
+
+The spacings of diffusers' schedulers (SPACINGS) are grids too, for comparing with what is published. The leading ones start
+below t = 1, with the same pure noise.
+"""
 
 from __future__ import annotations
 
@@ -48,19 +52,70 @@ GRIDS: dict[str, Callable[[Path, Tensor], Tensor]] = {
 }
 
 
+# name: (spacing in diffusers, steps_offset, whether as in its multistep schedulers)
+SPACINGS: dict[str, tuple[str, int, bool]] = {
+    "trailing": ("trailing", 0, False),
+    "leading": ("leading", 0, False),
+    "leading-offset": ("leading", 1, False),
+    "linspace": ("linspace", 0, False),
+    "leading-multistep": ("leading", 0, True),
+    "linspace-multistep": ("linspace", 0, True),
+}
+GRID_NAMES = (*GRIDS, *SPACINGS)
+
+
+def diffusers_times(
+    spacing: str, steps: int, T: int = 1000, offset: int = 0, multistep: bool = False, to_first_entry: bool = False
+) -> Tensor:
+    """[steps + 1] float64 times at which a scheduler of diffusers evaluates the network, with timestep k at (k + 1) / T, and
+    the time it ends at.
+
+    Args:
+        spacing: trailing, leading or linspace (Lin et al. 2024, table 2); the multistep schedulers (DPM-Solver, UniPC)
+            divide into one interval more for the last two, and never visit the smallest timestep.
+        offset: steps_offset, of leading only.
+        to_first_entry: end at entry 0, t = 1 / T, as with set_alpha_to_one=False; otherwise at clean data.
+
+    DDPMScheduler, DPMSolverMultistepScheduler and UniPCMultistepScheduler step from each time to the next. DDIMScheduler
+    steps T // steps timesteps down whatever the next one is: the same where T is a multiple of steps, for leading and
+    trailing; for linspace it lands elsewhere than it looks next, which a grid does not imitate.
+
+    Raises:
+        UserError: more steps than timesteps, an offset that leads past the last, or timesteps that coincide.
+    """
+    if steps > T:
+        raise UserError(f"steps = {steps}, but this model was trained on {T} discrete times")
+    down = torch.arange(steps, 0, -1, dtype=torch.float64)  # N, ..., 1
+    if spacing == "trailing":
+        k = (T - torch.arange(steps, dtype=torch.float64) * (T / steps)).round() - 1
+    elif spacing == "leading":
+        k = down * (T // (steps + 1)) + offset if multistep else (down - 1) * (T // steps) + offset
+    else:
+        k = (down * ((T - 1) / steps) if multistep else (down - 1) * ((T - 1) / max(steps - 1, 1))).round()
+    if k[0] > T - 1:
+        raise UserError(f"steps = {steps}: spacing leading with offset {offset} leads past the last of {T} timesteps; take fewer")
+    if bool((k.diff() >= 0).any()):
+        raise UserError(f"steps = {steps}: spacing {spacing} of {T} timesteps gives one of them twice; take fewer steps")
+    return torch.cat([(k + 1) / T, torch.full((1,), 1 / T if to_first_entry else 0.0, dtype=torch.float64)])
+
+
 def make_grid(name: str, path: Path, steps: int, discrete_steps: int | None = None) -> Tensor:
-    """[steps + 1] float64 times, 1 first and 0 last.
+    """[steps + 1] float64 times, 1 first and 0 last (of SPACINGS, the leading ones and those of one linspace step begin below 1).
 
     "lam" and "karras" place the first `steps` times from noise to t = 1e-3 and end with the jump to 0; "time" and
-    "quadratic" divide [0, 1] itself. With `discrete_steps` = T the inner times are moved to multiples of 1 / T.
+    "quadratic" divide [0, 1] itself. With `discrete_steps` = T the inner times are moved to multiples of 1 / T. SPACINGS are
+    for tables of T entries; on a model of continuous time, T = 1000.
 
     Raises:
         UserError: steps < 1, an unknown name, or more steps than a discrete-time model has.
     """
     if steps < 1:
         raise UserError(f"steps = {steps}: a sampler needs at least 1 step")
-    if name not in GRIDS:
-        raise UserError(f"unknown grid '{name}'{nearest(name, GRIDS)}")
+    if name not in GRID_NAMES:
+        raise UserError(f"unknown grid '{name}'{nearest(name, GRID_NAMES)}")
+    if name in SPACINGS:
+        spacing, offset, multistep = SPACINGS[name]
+        return diffusers_times(spacing, steps, discrete_steps or 1000, offset, multistep)
     if discrete_steps is not None and steps > discrete_steps:
         raise UserError(f"steps = {steps}, but this model was trained on {discrete_steps} discrete times")
     intervals = steps if name in ("time", "quadratic") else max(steps - 1, 1)

@@ -31,7 +31,8 @@ PathConfig = Annotated[
 
 
 class ModelConfig(Strict):
-    """path: one of core.paths.PATHS, or a table of betas (core.table_path.BetaTable); discrete_steps: train at the times k / discrete_steps only (null = continuous time)."""
+    """path: one of core.paths.PATHS, or a table of betas (core.table_path.BetaTable); discrete_steps: train at the times
+    k / discrete_steps only (null = continuous time)."""
 
     network: NetworkConfig = UNetConfig()
     path: PathConfig = "vp-cosine"

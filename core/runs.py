@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -25,7 +27,10 @@ from core.samplers import Callback, make_sampler
 
 @dataclass(frozen=True)
 class Run:
-    """A model with its origin. ema: which weights these are, in words for a protocol; train_*: the price of training."""
+    """A model with its origin. ema: which weights these are, in words for a protocol; train_*: the price of training.
+
+    data and the price are None where a model that was trained elsewhere does not say.
+    """
 
     folder: Path
     name: str
@@ -33,13 +38,13 @@ class Run:
     teacher: str | None
     spec: ModelSpec
     model: Model
-    data: DataConfig
+    data: DataConfig | None
     ema: str
     config_sha256: str
     weights_file: Path
-    train_images: int
-    train_evals: float
-    train_seconds: float
+    train_images: int | None
+    train_evals: float | None
+    train_seconds: float | None
 
     @property
     def channels(self) -> int:
@@ -64,10 +69,21 @@ class Run:
         return hashlib.sha256(self.weights_file.read_bytes()).hexdigest()
 
 
+class RunLoader(NamedTuple):
+    """Another format of models. recognise: whether the path (or name) that load_run was given is one; load: (path, weights,
+    device) -> Run, raising UserError for one that does not fit."""
+
+    recognise: Callable[[Path], bool]
+    load: Callable[[Path, str, torch.device | str], Run]
+
+
+LOADERS: list[RunLoader] = []  # command lines register theirs (scripts/methods.py); core knows none
+
+
 def load_run(
     folder: str | Path, weights: str = "ema", device: torch.device | str = "cpu", steps: int | None = None
 ) -> Run:
-    """The newest checkpoint of a run folder.
+    """The newest checkpoint of a run folder, or whatever else one of LOADERS recognises.
 
     Args:
         weights: "ema" or "raw".
@@ -80,6 +96,9 @@ def load_run(
     if weights not in ("ema", "raw"):
         raise UserError(f"weights = '{weights}': ema or raw")
     if not (folder / "config.yaml").is_file():
+        for loader in LOADERS:
+            if loader.recognise(folder):
+                return loader.load(folder, weights, device)
         known = [p.parent.name for p in folder.parent.glob("*/config.yaml")] if folder.parent.is_dir() else []
         hint = nearest(folder.name, known) if known else ""
         raise UserError(f"{folder} is not a run: it has no config.yaml{hint}; train it first (python -m scripts.train --help)")

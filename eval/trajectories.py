@@ -129,6 +129,9 @@ def films(series: list[list[dict]], folder: Path, wanted: list[int], count: int)
                 _note(result, str(error))
                 break
             run = loaded.setdefault(run.weights_file, run)
+            if run.data is None:
+                _note(result, f"{run.folder} does not say what it was trained on and is not filmed")
+                break
             if examples is None:
                 data = run.data.load("train")
                 examples = example_images(data, count)
@@ -144,7 +147,7 @@ def films(series: list[list[dict]], folder: Path, wanted: list[int], count: int)
                 forward[key] = forward_film(run, row, *examples)
             back = backward_film(run, row, examples[1])
             entry = {"series": index, "steps": row["steps"], "nfe": row["nfe"], "times": back.times, "taken": back.calls}
-            entry |= {"forward_times": forward[key].times, "path": run.spec.path}
+            entry |= {"forward_times": forward[key].times, "path": str(run.spec.path)}
             entry |= {"forward": _store(result, forward[key].states), "forward_guess": _store(result, forward[key].guesses)}
             entry |= {"back": _store(result, back.states), "back_guess": _store(result, back.guesses)}
             result["films"].append(entry)

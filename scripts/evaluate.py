@@ -20,6 +20,7 @@ from core.processes import start_processes
 from eval.sweep import run_sweep
 from eval.sweep_config import SweepConfig
 from eval.table import text_tables
+from scripts import methods as _  # noqa: F401  (registers what load_run reads besides runs)
 
 
 def numbers(text: str, kind: type, option: str) -> list:
@@ -44,8 +45,11 @@ def from_options(a: argparse.Namespace) -> dict:
         "grid": a.grid,
     }
     extractors = a.extractor.split(",")
+    if not a.out and not Path(a.run).is_dir():
+        raise UserError(f"--run {a.run} is no folder here: say with --out where its rows go, such as --out runs/{Path(a.run).name}.jsonl")
     return {
         "out": a.out or str(Path(a.run) / "curves.jsonl"),
+        "data": {"name": a.data, "root": a.data_root, "side": a.data_side} if a.data else None,
         "extractor": extractors[0] if len(extractors) == 1 else extractors,
         "n": a.n,
         "sets": a.sets,
@@ -60,17 +64,20 @@ def main() -> None:
         prog="python -m scripts.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", nargs="*", help="a sweep's YAML file, then key=value overrides (with --run: overrides only)")
-    parser.add_argument("--run", help="folder of one run, instead of a config")
+    parser.add_argument("--run", help="a run, a diffusers folder or a hub id, instead of a config")
     parser.add_argument("--weights", default="ema", help="ema or raw (default: %(default)s)")
     parser.add_argument("--sampler", default="ddim", help="with commas between several (default: %(default)s)")
     parser.add_argument("--steps", help="such as 1,2,4,8")
     parser.add_argument("--guidance-scale", default="1.0", help="with commas between several; 1.0 is off (default)")
-    parser.add_argument("--threshold", default="none", help="none, static or dynamic (default: %(default)s)")
+    parser.add_argument("--threshold", default="none", help="none, static, static-x0 or dynamic (default: %(default)s)")
     parser.add_argument("--grid", help="spacing of the times (default: the sampler's own)")
     parser.add_argument("--extractor", help="digits-cnn, fashion-cnn or inception-v3-compat; with commas between several")
     parser.add_argument("--n", type=int, help="images a set")
     parser.add_argument("--sets", type=int, default=1, help="disjoint sets: 1, or at least 3 (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--data", help="for published models, which do not say: digits, fashion_mnist, cifar10 or folder")
+    parser.add_argument("--data-root", help="where the files of --data are")
+    parser.add_argument("--data-side", type=int, help="side of the images of --data folder")
     parser.add_argument("--out", help="curves file (default: curves.jsonl in the run's folder)")
     a = parser.parse_args()
     if a.run:

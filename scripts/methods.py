@@ -1,4 +1,5 @@
-"""The registry: a method's name in a config -> the class that trains it, imported when asked for."""
+"""The registries: a method's name in a config -> the class that trains it, imported when asked for; and what load_run reads
+besides runs, which is registered by importing this."""
 
 from __future__ import annotations
 
@@ -6,6 +7,10 @@ from importlib import import_module
 
 from core.errors import UserError, nearest
 from core.method import Method
+from core.runs import LOADERS
+from teachers.pretrained import PRETRAINED
+
+LOADERS.append(PRETRAINED)
 
 METHODS: dict[str, str] = {
     "ddpm": "teachers.ddpm:DDPM",

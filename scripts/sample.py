@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from core.data.dataset import to_uint8
 from core.errors import UserError, command_line
-from core.grids import GRIDS
+from core.grids import GRID_NAMES
 from core.pictures import save_png, tile
 from core.runs import load_run, sample_images
 from core.samplers import SAMPLERS, Progress
+from scripts import methods as _  # noqa: F401  (registers what load_run reads besides runs)
 
 
 @command_line
@@ -28,12 +29,12 @@ def main() -> None:
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("--sampler", default="ddim", help=f"one of {', '.join(SAMPLERS)} (default: %(default)s)")
     parser.add_argument("--steps", type=int, required=True, help="intervals; Heun evaluates the network twice in each")
-    parser.add_argument("--grid", help=f"spacing of the times: {', '.join(GRIDS)} (default: the sampler's own)")
+    parser.add_argument("--grid", help=f"spacing of the times: {', '.join(GRID_NAMES)} (default: the sampler's own)")
     parser.add_argument("--count", type=int, default=64, help="images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (default: %(default)s)")
     parser.add_argument("--label", type=int, help="class of all images (default: classes take turns)")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance; 1.0 is off (default)")
-    parser.add_argument("--threshold", default="none", help="none, static or dynamic (default: %(default)s)")
+    parser.add_argument("--threshold", default="none", help="none, static, static-x0 or dynamic (default: %(default)s)")
     parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="PNG file for the grid")

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Tag
 
 from core.networks.affine import AffineConfig
 from core.networks.convolutional import AutoencoderConfig, GeneratorConfig
+from core.networks.diffusers import DiffusersConfig
 from core.networks.unet import UNetConfig
 
 DEFAULT = "unet"
@@ -21,6 +22,7 @@ NetworkConfig = Annotated[
     Annotated[UNetConfig, Tag("unet")]
     | Annotated[GeneratorConfig, Tag("generator")]
     | Annotated[AutoencoderConfig, Tag("autoencoder")]
-    | Annotated[AffineConfig, Tag("affine")],
+    | Annotated[AffineConfig, Tag("affine")]
+    | Annotated[DiffusersConfig, Tag("diffusers")],
     Discriminator(_name_of),
 ]

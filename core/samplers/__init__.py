@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from core.errors import UserError, nearest
 from core.samplers.common import Callback, Progress, SamplerFunction
-from core.samplers.ddim import ancestral, ddim
+from core.samplers.ddim import ancestral, ancestral_large, ddim
 from core.samplers.dpm_solver import dpm_solver_2m, dpm_solver_2m_sde, dpm_solver_3m, dpm_solver_3m_sde
 from core.samplers.jump import jump_and_renoise
 from core.samplers.ode import euler, heun
@@ -31,6 +31,7 @@ class Sampler:
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": Sampler(ancestral, 1, True),
+    "ddpm-large": Sampler(ancestral_large, 1, True),
     "ddim": Sampler(ddim, 1, False),
     "euler": Sampler(euler, 1, False),
     "heun": Sampler(heun, 2, False),

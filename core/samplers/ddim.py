@@ -41,3 +41,4 @@ def ddim(
 
 
 ancestral = partial(ddim, eta=1.0)
+ancestral_large = partial(ddim, eta=1.0, variance="large")  # "fixed_large" in diffusers, as CIFAR-10's checkpoint was published

@@ -1,0 +1,143 @@
+"""A diffusers scheduler's config -> our path and prediction, and the way of sampling it was published with in our options."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from core.errors import UserError
+from core.networks.diffusers import diffusers_library
+from core.predictions import Prediction
+from core.table_path import BetaTable
+
+PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
+MULTISTEP = ("DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler")
+# All of these sample networks that were trained on a table of betas; how they solve is theirs, and ours to choose anew.
+DDPM_FAMILY = (
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "PNDMScheduler",
+    *MULTISTEP,
+    "DPMSolverSinglestepScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a scheduler's config says of the model. sampling: options of ours that repeat its sampling, in words; differs:
+    what of its sampling has no equal here."""
+
+    path: str | BetaTable
+    prediction: Prediction
+    steps: int
+    sampling: str
+    differs: tuple[str, ...]
+
+
+def _refuse(file: Path, key: str, value: Any, reason: str) -> UserError:
+    return UserError(f"{file}: {key} = {value!r}: {reason}")
+
+
+def read_schedule(config: dict, file: Path) -> Schedule:
+    """The schedule in a scheduler's config, completed by the defaults of its class; `file` is for messages.
+
+    Raises:
+        UserError: not a DDPM table (flow matching, EDM, VE), a learned variance, or values that make no path.
+    """
+    name = config.get("_class_name")
+    if name not in DDPM_FAMILY:
+        raise _refuse(
+            file,
+            "_class_name",
+            name,
+            "only schedulers of DDPM tables are read, not flow matching, EDM or variance-exploding ones; known: "
+            f"{', '.join(DDPM_FAMILY)}",
+        )
+    parameters = inspect.signature(getattr(diffusers_library(str(file)), name).__init__).parameters
+    c = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty} | config
+    if config.get("predict_epsilon") is False and "prediction_type" not in config:
+        raise _refuse(file, "predict_epsilon", False, 'a key of old versions of diffusers: write "prediction_type": "sample"')
+    if c.get("use_flow_sigmas") or c["prediction_type"] == "flow_prediction":
+        raise _refuse(file, "prediction_type", c["prediction_type"], "flow matching in diffusers' clothes is not read")
+    if c["prediction_type"] not in PREDICTIONS:
+        raise _refuse(file, "prediction_type", c["prediction_type"], f"must be one of {', '.join(PREDICTIONS)}")
+    if str(c.get("variance_type") or "").startswith("learned"):
+        raise _refuse(
+            file, "variance_type", c["variance_type"], "a learned variance would be ignored here; take a checkpoint of fixed variance"
+        )
+    path = _path(c, file)
+    zero_snr = isinstance(path, BetaTable) and float(path.effective_betas()[-1]) == 1
+    if zero_snr and c["prediction_type"] == "epsilon":
+        key = "rescale_betas_zero_snr" if c.get("rescale_betas_zero_snr") else "trained_betas"
+        raise _refuse(
+            file, key, c[key] if key != "trained_betas" else "[..., 1.0]",
+            "with prediction_type epsilon the network says nothing at pure noise, where sampling starts: prediction_type must be "
+            "v_prediction or sample",
+        )
+    sampling, differs = _sampling(name, c)
+    return Schedule(path, PREDICTIONS[c["prediction_type"]], int(c["num_train_timesteps"]), sampling, differs)
+
+
+def _path(c: dict, file: Path) -> str | BetaTable:
+    steps, schedule, zero = c["num_train_timesteps"], c["beta_schedule"], bool(c.get("rescale_betas_zero_snr"))
+    betas = c.get("trained_betas")
+    if betas is None and schedule not in SCHEDULES:
+        raise _refuse(file, "beta_schedule", schedule, f"must be one of {', '.join(SCHEDULES)}, or give trained_betas")
+    if betas is None and not zero and steps == 1000:
+        if schedule == "linear" and (c["beta_start"], c["beta_end"]) == (1e-4, 0.02):
+            return "vp-linear"
+        if schedule == "squaredcos_cap_v2":
+            return "vp-cosine"
+    ends = {"first": float(c["beta_start"]), "last": float(c["beta_end"])}
+    if betas is not None:
+        given = {"schedule": "given", "betas": tuple(map(float, betas))}
+    else:
+        given = {"schedule": schedule, **(ends if schedule in ("linear", "scaled_linear", "sigmoid") else {})}
+    try:
+        return BetaTable(steps=int(steps), zero_terminal_snr=zero, **given)
+    except ValidationError as error:
+        key = "trained_betas" if betas is not None else "beta_schedule"
+        shown = f"[{len(betas)} numbers]" if betas is not None else schedule
+        raise _refuse(file, key, shown, str(error.errors()[0].get("ctx", {}).get("error", error.errors()[0]["msg"]))) from error
+
+
+def _sampling(name: str, c: dict) -> tuple[str, tuple[str, ...]]:
+    """The options of ours, and what they do not cover."""
+    differs = []
+    sampler = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "UniPCMultistepScheduler": "unipc"}.get(name)
+    if name == "DDPMScheduler" and c["variance_type"] in ("fixed_large", "fixed_large_log"):
+        sampler = "ddpm-large"
+    if name == "DPMSolverMultistepScheduler" and c["solver_order"] == 2:
+        sampler = {"dpmsolver++": "dpm++2m", "sde-dpmsolver++": "dpm++2m-sde"}.get(c["algorithm_type"])
+    if sampler is None:
+        differs.append(f"{name} itself")
+    spacing, offset = c.get("timestep_spacing", "leading"), c.get("steps_offset", 0)
+    grid = spacing + ("-multistep" if name in MULTISTEP and spacing != "trailing" else "")
+    if spacing == "leading" and offset:
+        differs += [f"steps_offset = {offset}"] if offset != 1 or name in MULTISTEP else []
+        grid = "leading-offset" if offset == 1 and name not in MULTISTEP else grid
+    if name == "DDIMScheduler" and spacing == "linspace":
+        differs.append("DDIMScheduler's steps between linspace times, which land elsewhere than it looks next")
+    if name in ("DDIMScheduler", "PNDMScheduler") and not c.get("set_alpha_to_one", True):
+        differs.append("set_alpha_to_one = False (its last step ends at timestep 0, ours on clean data)")
+    clips, dynamic = bool(c.get("clip_sample")), bool(c.get("thresholding"))
+    threshold = "none"
+    if dynamic or clips:
+        threshold = "static-x0" if name == "DDIMScheduler" else "static"
+    if dynamic and c.get("sample_max_value", 1.0) > 1:
+        threshold = "dynamic"
+        differs.append(f"dynamic thresholding with sample_max_value = {c['sample_max_value']:g} (ours has no ceiling)")
+    elif clips and not dynamic and c.get("clip_sample_range", 1.0) != 1:
+        threshold = "none"
+        differs.append(f"clip_sample_range = {c['clip_sample_range']:g} (ours clips at 1)")
+    chosen = f"--sampler {sampler} " if sampler else ""
+    return f"{chosen}--grid {grid} --threshold {threshold}", tuple(differs)
