@@ -38,3 +38,22 @@ def test_it_is_no_error_bar_of_the_true_distance():
     sets = [torch.from_numpy(rng.normal(size=(N, width))) for _ in range(20)]
     results = [(frechet_distance(statistics(x), reference), bootstrap_std(x, reference, 20)) for x in sets]
     assert sum(value - 2 * std <= 0 for value, std in results) == 0
+
+
+def classes(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """N images of two classes far apart, as many of each as of the other: features [N, D] and classes [N]."""
+    label = np.arange(N) % 2
+    return torch.from_numpy(rng.normal(size=(N, D)) + 6.0 * label[:, None]), torch.from_numpy(label)
+
+
+def test_strata_keep_the_class_counts_that_were_fixed():
+    """Fresh sets with fixed class counts spread as the stratified bar says; a bar over all classes is several times as long."""
+    # half a unit away, so that the distance is linear in the sample's moments; at its minimum no bootstrap is an error bar
+    reference = Statistics(np.full(D, 3.0 + SHIFT), np.eye(D) + 9.0)
+    rng = np.random.default_rng(2)
+    sets = [classes(rng) for _ in range(60)]
+    spread = np.std([frechet_distance(statistics(x), reference) for x, _ in sets], ddof=1)
+    stratified = np.mean([bootstrap_std(x, reference, 40, i, label) for i, (x, label) in enumerate(sets)])
+    plain = np.mean([bootstrap_std(x, reference, 40, i) for i, (x, _) in enumerate(sets)])
+    assert 0.75 <= stratified / spread <= 1.35
+    assert plain / spread > 2

@@ -14,6 +14,7 @@ from eval.plots import plot_all, series_of
 from eval.rows import IDENTITY, by_protocol
 from eval.style import look_of, read_styles
 from eval.table import markdown_tables, text_tables
+from eval.trade_off import class_distance, trade_off_tables
 
 
 def row(method: str, steps: int | None, fid: float, **changes) -> dict:
@@ -105,3 +106,25 @@ def test_pareto_front_against_brute_force(seed):
 def test_only_a_floor_is_nothing_to_draw(tmp_path):
     with pytest.raises(UserError, match="no measured points"):
         plot_all(ROWS[:1], tmp_path, tmp_path)
+
+
+def test_trade_off_counts_classes_and_picks_the_ends():
+    floor = row("floor", None, 2.0, class_histogram=[10, 10, 20], precision=0.9, recall=0.9, seconds_per_image=None)
+    given = {"precision": 0.8, "recall": 0.5, "seconds_per_image": 0.002}
+    points = [row("new", s, f, class_histogram=h, **given) for s, f, h in [(1, 9.0, [4, 0, 0]), (2, 3.0, [1, 1, 2]), (4, 4.0, [1, 1, 2])]]
+    assert class_distance(points[0], floor) == pytest.approx(0.75)  # all of one class, which has a quarter of the data
+    assert class_distance(points[1], floor) == 0
+    assert class_distance(points[0], None) == pytest.approx(2 / 3)
+    assert class_distance(row("new", 1, 1.0, class_histogram=None), floor) is None
+    lines = trade_off_tables([floor, *points]).splitlines()
+    body = [line for line in lines if line.startswith("| new") or line.startswith("| floor")]
+    assert len(body) == 3 and "1 step " in body[0] and "75.0 %" in body[0] and "2 steps" in body[1] and "3.00" in body[1]
+
+
+def test_coverage_is_drawn_where_it_was_measured(tmp_path):
+    given = {"precision": 0.8, "recall": 0.5}
+    rows = [row("new", s, 3.0 + s, **given) for s in (1, 2)]
+    assert "coverage.png" in {p.name for p in plot_all(rows, tmp_path, tmp_path)}
+    with Image.open(tmp_path / "coverage.png") as image:
+        assert np.asarray(image.convert("L")).std() > 10
+    assert "coverage.png" not in {p.name for p in plot_all(ROWS, tmp_path, tmp_path / "without")}

@@ -1,0 +1,116 @@
+"""What a sweep does besides measuring: features kept for later, batches that fit into memory, one writer of a file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import eval.sweep
+from core.errors import UserError
+from eval.rows import only_writer, read_rows
+from eval.sweep import run_sweep
+from tests.eval.test_sweep import cache, comparable, config, run, uninterrupted  # noqa: F401 (fixtures)
+
+
+def test_kept_features_give_the_rows_without_sampling(run, cache, uninterrupted, tmp_path, monkeypatch):  # noqa: F811
+    first = tmp_path / "first" / "curves.jsonl"
+    run_sweep(config(run, first, cache, keep_features=True))
+    files = sorted((first.parent / "features").iterdir())
+    assert len(files) == 4 and comparable(first) == comparable(uninterrupted)
+
+    # everything again, and with another error bar, from the features alone
+    def sampled(*_, **__):
+        raise AssertionError("it sampled")
+
+    monkeypatch.setattr(eval.sweep, "sample_images", sampled)
+    rows = read_rows(first)
+    first.unlink()
+    again = run_sweep(config(run, first, cache))
+    assert [r["seconds_per_image"] for r in read_rows(first)] == [r["seconds_per_image"] for r in rows]
+    assert comparable(first) == comparable(uninterrupted)
+    more = run_sweep(config(run, first, cache, bootstrap=8))
+    assert [r["fid"] for r in more] == [r["fid"] for r in again]
+    assert all(r["fid_error"] == "stratified bootstrap 8" for r in more)
+
+    # other weights, seed or n are other samples
+    with pytest.raises(AssertionError, match="it sampled"):
+        run_sweep(config(run, first, cache, seed=1))
+    with pytest.raises(AssertionError, match="it sampled"):
+        run_sweep(config(run, first, cache, n=20))
+
+
+def test_damaged_features_are_sampled_again(run, cache, uninterrupted, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "curves.jsonl"
+    run_sweep(config(run, out, cache, keep_features=True))
+    file = sorted((tmp_path / "features").iterdir())[0]
+    file.write_bytes(file.read_bytes()[:-7])
+    out.unlink()
+    run_sweep(config(run, out, cache))
+    assert f"{file} is damaged" in capsys.readouterr().err
+    assert comparable(out) == comparable(uninterrupted)
+
+
+def test_batches_shrink_until_they_fit(run, cache, uninterrupted, tmp_path, monkeypatch, capsys):  # noqa: F811
+    sample, tried = eval.sweep.sample_images, []
+
+    def small_machine(loaded, sampler, steps, indices, *rest, **options):
+        tried.append(len(indices))
+        if len(indices) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return sample(loaded, sampler, steps, indices, *rest, **options)
+
+    monkeypatch.setattr(eval.sweep, "sample_images", small_machine)
+    monkeypatch.setattr(eval.sweep.Sweep, "_estimate", lambda self, todo: 0.0)
+    out = tmp_path / "curves.jsonl"
+    run_sweep(config(run, out, cache))
+    for got, expected in zip(comparable(out), comparable(uninterrupted), strict=True):  # 30 images of 4 a batch, or of 16
+        for key, value in expected.items():
+            assert got[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
+    assert [size for size in tried if size > 5] == [16, 8]  # found once, and kept for the points that follow
+    assert "going on with batches of 4" in capsys.readouterr().err
+
+
+def test_no_memory_for_one_image_is_said(run, cache, tmp_path, monkeypatch):  # noqa: F811
+    sample = eval.sweep.sample_images
+
+    def no_machine(loaded, sampler, steps, indices, *rest, **options):
+        if "callback" in options:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return sample(loaded, sampler, steps, indices, *rest, **options)
+
+    monkeypatch.setattr(eval.sweep, "sample_images", no_machine)
+    with pytest.raises(UserError, match="memory does not suffice for a single image"):
+        run_sweep(config(run, tmp_path / "curves.jsonl", cache))
+
+
+def test_other_errors_are_not_taken_for_memory(run, cache, tmp_path, monkeypatch):  # noqa: F811
+    def broken(*_, **options):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(eval.sweep.Sweep, "_sample_share", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run_sweep(config(run, tmp_path / "curves.jsonl", cache))
+
+
+def test_a_second_sweep_on_the_same_file_is_refused(run, cache, tmp_path):  # noqa: F811
+    """Held by another process, which is what a lock is for."""
+    out = tmp_path / "curves.jsonl"
+    hold = (
+        "import sys, pathlib; from eval.rows import only_writer\n"
+        "with only_writer(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(out)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another sweep is writing"):
+            run_sweep(config(run, out, cache))
+        assert not out.exists()
+        other.kill()
+    with only_writer(out):  # a killed holder holds nothing
+        pass
