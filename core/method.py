@@ -174,7 +174,7 @@ class RegressionMethod(Method):
 
 
 def images_and_spec(context: Context) -> tuple[ImageData, ModelSpec]:
-    """The training images and the model that config and data together describe."""
+    """The training images, as the network sees them, and the model that config and data together describe."""
     data = context.data.load()
     model = context.model or ModelConfig()
     spec = ModelSpec(
@@ -183,7 +183,7 @@ def images_and_spec(context: Context) -> tuple[ImageData, ModelSpec]:
         side=data.side,
         num_classes=data.num_classes if model.network.conditional else 0,
     )
-    return data, spec
+    return data.seen_by(spec.num_classes), spec
 
 
 def new_model(spec: ModelSpec, context: Context) -> Model:

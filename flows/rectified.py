@@ -55,7 +55,8 @@ class RectifiedFlow(RegressionMethod):
             run = load_run(config.init, "ema", context.device)
             if run.spec.prediction != "u":
                 raise UserError(f"method.init={config.init} predicts {run.spec.prediction}: a flow predicts u, the velocity")
-            data, self.spec, self.model = context.data.load(), run.spec, run.model.train().requires_grad_(True)
+            self.spec, self.model = run.spec, run.model.train().requires_grad_(True)
+            data = context.data.load().seen_by(run.num_classes)
         self.pairs = PairSource(config.pairs, context.seed) if config.pairs else None
         if self.pairs:
             self.teacher_name = self.pairs.manifest.run_name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 from core.errors import UserError
 from core.method import Context, ImageSource
@@ -33,9 +32,7 @@ def student_source(teacher: Run, context: Context) -> ImageSource:
         raise UserError(
             f"data '{context.data.name}' has {data.num_classes} classes, but the teacher {teacher.folder} knows {teacher.num_classes}"
         )
-    if not teacher.num_classes:
-        data = replace(data, num_classes=0)  # its network takes no labels
-    return ImageSource(data, context.seed)
+    return ImageSource(data.seen_by(teacher.num_classes), context.seed)
 
 
 def trainable_copy(model: Model) -> Model:

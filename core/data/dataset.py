@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -48,6 +48,10 @@ class ImageData:
     @property
     def side(self) -> int:
         return self.images.shape[2]
+
+    def seen_by(self, num_classes: int) -> ImageData:
+        """The data as a network of that many classes sees it: without labels where it takes none."""
+        return self if num_classes else replace(self, num_classes=0)
 
     @cached_property
     def sha256(self) -> str:

@@ -1,7 +1,6 @@
 """Data sets from small files of the real formats, and the order in which training draws from them."""
 
 import gzip
-import pickle
 import struct
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 from core.data import ImageData, draw_batch, load_data
 from core.data.dataset import EpochOrder, to_float, to_uint8
 from core.errors import UserError
+from tests.archives import write_cifar
 
 CPU = torch.device("cpu")
 
@@ -115,18 +115,8 @@ def test_unknown_names(tmp_path):
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    """CIFAR-10's python version at 2 images a file: rows of 3072 bytes, red first. Only the checksums differ."""
     pytest.importorskip("torchvision")
-    base, rng = tmp_path / "cifar-10-batches-py", np.random.default_rng(0)
-    base.mkdir()
-    files = {}
-    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
-        entry = {"data": rng.integers(0, 256, (2, 3072), np.uint8), "labels": rng.integers(0, 10, 2).tolist()}
-        (base / name).write_bytes(pickle.dumps({**entry, "batch_label": name}, protocol=2))
-        files[name] = entry
-    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}, protocol=2))
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: (base / path).exists())
-    return tmp_path, files
+    return tmp_path, write_cifar(tmp_path, monkeypatch)
 
 
 def test_cifar10(cifar):
