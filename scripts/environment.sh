@@ -39,3 +39,21 @@ recipe() {
 }
 
 train() { python -m scripts.train "$@"; }
+
+# ensure_teacher: the data set's teacher at $runs/teacher. What is there is used; without it the one that ships with this
+# repository is copied, or with SHIPPED=no, or where none ships, a teacher is trained.
+ensure_teacher() {
+    local shipped=teachers/shipped/$dataset
+    if [ -f "$runs/teacher/card.json" ]; then
+        return
+    fi
+    if [ ! -e "$runs/teacher" ] && [ -d "$shipped" ] && [ "${SHIPPED:-yes}" != no ]; then
+        echo "starting from the shipped teacher $shipped (SHIPPED=no trains one)" >&2
+        mkdir -p "$runs"
+        rm -rf "$runs/.teacher.partial"
+        cp -R "$shipped" "$runs/.teacher.partial"
+        mv "$runs/.teacher.partial" "$runs/teacher"
+        return
+    fi
+    train "$configs/teacher.yaml" run="$runs/teacher"
+}
