@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies a measured curve into results/: rows, kept samples, configs, pictures and the table.
+# Copies a measured curve into results/: rows, kept samples, configs, pictures, tables and the report page.
 #   bash scripts/publish.sh runs/quickstart results/digits
 source "$(dirname "$0")/environment.sh"
 use_environment requirements.txt
@@ -13,3 +13,4 @@ cp "$from/curves.jsonl" "$to/"
 rm -rf "$to/samples" && cp -R "$from/samples" "$to/"
 for config in "$from"/*/config.yaml; do cp "$config" "$to/configs/$(basename "$(dirname "$config")").yaml"; done
 python -m scripts.plot "$to/curves.jsonl" --markdown "$to/table.md"
+python -m scripts.report "$to" --runs "$from"
