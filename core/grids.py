@@ -93,14 +93,14 @@ def diffusers_times(
     else:
         k = (down * ((T - 1) / steps) if multistep else (down - 1) * ((T - 1) / max(steps - 1, 1))).round()
     if k[0] > T - 1:
-        raise UserError(f"steps = {steps}: spacing leading with offset {offset} leads past the last of {T} timesteps; take fewer")
+        raise UserError(f"steps = {steps}: spacing leading with offset {offset} leads past the last of {T}; take fewer")
     if bool((k.diff() >= 0).any()):
         raise UserError(f"steps = {steps}: spacing {spacing} of {T} timesteps gives one of them twice; take fewer steps")
     return torch.cat([(k + 1) / T, torch.full((1,), 1 / T if to_first_entry else 0.0, dtype=torch.float64)])
 
 
 def make_grid(name: str, path: Path, steps: int, discrete_steps: int | None = None) -> Tensor:
-    """[steps + 1] float64 times, 1 first and 0 last (of SPACINGS, the leading ones and those of one linspace step begin below 1).
+    """[steps + 1] float64 times, 1 first (SPACINGS: leading ones, and linspace in one step, begin below 1) and 0 last.
 
     "lam" and "karras" place the first `steps` times from noise to t = 1e-3 and end with the jump to 0; "time" and
     "quadratic" divide [0, 1] itself. With `discrete_steps` = T the inner times are moved to multiples of 1 / T. SPACINGS are

@@ -102,10 +102,11 @@ class TablePath(Path):
     """Variance-preserving, exact at all T entries, once differentiable and strictly monotone between them.
 
     Entry k (0..T-1) sits at t = (k + 1) / T and t = 0 is clean data, as on VPLinear. Between entries 1 - alpha is a cubic
-    Hermite polynomial whose slopes at the entries are the harmonic means of the neighbouring differences (Fritsch and
-    Butland 1984), which makes it monotone for any table. 1 - alpha and not log alpha, since it is finite at both ends, also
-    where the last alpha is 0 (zero terminal SNR); it is summed from the data's side and alpha from the noise's, each of
-    which keeps its digits where it is small.
+    Hermite polynomial whose slopes at the entries are the means of the neighbouring differences (exact for parabolas), at most
+    twice the smaller one, which makes it strictly monotone for any table (Fritsch and Carlson 1980 allow three times).
+
+    1 - alpha and not log alpha, since it is finite at both ends, also where the last alpha is 0 (zero terminal SNR); it is
+    summed from the nearer entry and alpha from the noisier one, so that each keeps its digits where it is small.
     """
 
     def __init__(self, log_signal: Tensor):
@@ -115,7 +116,7 @@ class TablePath(Path):
         # Differences of neighbours, without cancellation
         rise = -signal[:-1] * torch.expm1(log_signal.diff())
         before, after = rise[:-1], rise[1:]
-        inner = 2 * before * after / (before + after)
+        inner = torch.minimum(0.5 * (before + after), 2 * torch.minimum(before, after))
         # At the ends the slope of the parabola through the three nearest entries, kept within the monotone region
         first = torch.clamp(1.5 * rise[0] - 0.5 * rise[1], 0.1 * rise[0], 2 * rise[0])
         last = torch.clamp(1.5 * rise[-1] - 0.5 * rise[-2], 0.1 * rise[-1], 2 * rise[-1])
@@ -134,7 +135,7 @@ class TablePath(Path):
         m0, m1, up = slope[i], slope[i + 1], rise[i]
         gained, derivative = _hermite(s, up, m0, m1)
         left, _ = _hermite(1 - s, up, m1, m0)  # the same cubic, seen from its other end
-        return signal[i + 1] + left, loss[i] + gained, derivative
+        return signal[i + 1] + left, torch.where(s < 0.5, loss[i] + gained, loss[i + 1] - left), derivative
 
     def at(self, t: Tensor) -> Coefficients:
         n = t.double() * self.steps

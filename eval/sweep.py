@@ -100,7 +100,8 @@ def data_of(config: SweepConfig, run: Run) -> DataConfig:
             "compare it with, in a config data: {name: cifar10}, on the command line --data cifar10"
         )
     if run.data is not None and config.data is not None and run.data != config.data:
-        raise UserError(f"{run.folder} was trained on data {run.data.name}, but the sweep's data is {config.data.name}: remove data")
+        trained, given = run.data.name, config.data.name
+        raise UserError(f"{run.folder} was trained on data {trained}, but the sweep's data is {given}: remove data")
     return run.data or config.data
 
 

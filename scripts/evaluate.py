@@ -46,7 +46,8 @@ def from_options(a: argparse.Namespace) -> dict:
     }
     extractors = a.extractor.split(",")
     if not a.out and not Path(a.run).is_dir():
-        raise UserError(f"--run {a.run} is no folder here: say with --out where its rows go, such as --out runs/{Path(a.run).name}.jsonl")
+        file = f"runs/{Path(a.run).name}.jsonl"
+        raise UserError(f"--run {a.run} is no folder here: say with --out where its rows go, such as --out {file}")
     return {
         "out": a.out or str(Path(a.run) / "curves.jsonl"),
         "data": {"name": a.data, "root": a.data_root, "side": a.data_side} if a.data else None,

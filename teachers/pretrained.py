@@ -69,7 +69,9 @@ class Checkpoint:
 
 def is_folder(path: Path) -> bool:
     """Whether the folder looks like a diffusers checkpoint, complete or not."""
-    return any((path / name).is_file() for name in ("model_index.json", "config.json", "unet/config.json", "transformer/config.json"))
+    return any(
+        (path / name).is_file() for name in ("model_index.json", "config.json", "unet/config.json", "transformer/config.json")
+    )
 
 
 def is_hub_id(path: Path) -> bool:
@@ -106,10 +108,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     index_file = folder / "model_index.json"
     index = _json(index_file, "a diffusers checkpoint has it beside its unet and scheduler folders; save the whole pipeline")
-    parts = {key: value[1] for key, value in index.items() if isinstance(value, list) and len(value) == 2 and key[0] != "_" and value[1]}
+    parts = {
+        key: value[1]
+        for key, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and key[0] != "_" and value[1]
+    }
     for key, value in parts.items():
         if key in LATENT:
-            reason = "a latent pipeline (its network makes no images but what this decodes); only pixel-space checkpoints are read"
+            reason = (
+                "a latent pipeline (its network makes no images but what this decodes); only pixel-space checkpoints are read"
+            )
             raise UserError(f"{index_file}: {key} = {value!r}: {reason}")
         if "text" in key or "token" in key or "image_encoder" in key:
             raise UserError(f"{index_file}: {key} = {value!r}: conditioning on text or images is not read, only class labels")
@@ -152,7 +160,10 @@ def _spec(class_name: str, config: dict, file: Path, schedule: Schedule, origin:
     channels, size = c["in_channels"], c["sample_size"]
     outputs = channels if c["out_channels"] is None else c["out_channels"]
     if outputs == 2 * channels:
-        raise refuse("out_channels", f"twice in_channels = {channels}, a learned variance that would be ignored; take one of fixed variance")
+        raise refuse(
+            "out_channels",
+            f"twice in_channels = {channels}, a learned variance that would be ignored; take one of fixed variance",
+        )
     if outputs != channels:
         raise refuse("out_channels", f"in_channels is {channels}; a denoiser has as many out as in")
     if isinstance(size, (list, tuple)) and len(set(size)) == 1:
@@ -163,7 +174,9 @@ def _spec(class_name: str, config: dict, file: Path, schedule: Schedule, origin:
         raise refuse("time_embedding_type", "only positional embeddings know the times between timesteps, which students need")
     if c.get("class_embed_type") is not None:
         raise refuse("class_embed_type", "only plain class labels (num_class_embeds) are read")
-    network = DiffusersConfig(class_name=class_name, config=c | {"sample_size": size}, steps=schedule.steps, null_label=origin.null_label)
+    network = DiffusersConfig(
+        class_name=class_name, config=c | {"sample_size": size}, steps=schedule.steps, null_label=origin.null_label
+    )
     return ModelSpec(
         network=network,
         path=schedule.path,
@@ -190,8 +203,8 @@ def fetch(hub_id: str) -> Path:
         except Exception as error:  # whatever went wrong, network, name or permission, the remedies are these
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{hub_id} is no run or folder here, and could not be fetched from the Hugging Face hub ({reason}): check the name and "
-                "the connection, or fetch it elsewhere (hf download) and give its folder"
+                f"{hub_id} is no run or folder here, and could not be fetched from the Hugging Face hub ({reason}): check "
+                "the name and the connection, or fetch it elsewhere (hf download) and give its folder"
             ) from error
 
     folder = download("*.json", "README.md")
@@ -220,20 +233,20 @@ def _inner(checkpoint: Checkpoint, file: Path) -> nn.Module:
     """The diffusers model with exactly its weights."""
     cls = getattr(diffusers_library(str(file)), checkpoint.class_name)
     options: dict[str, Any] = {"local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
-    if file.suffix == ".safetensors":
-        options["use_safetensors"] = True
-    else:
-        options["use_safetensors"] = False
+    options |= {"use_safetensors": file.suffix == ".safetensors", "ignore_mismatched_sizes": True}  # they are named below
     try:
         with _quiet():
             inner, info = cls.from_pretrained(str(checkpoint.component), **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file} could not be read as a {checkpoint.class_name} ({reason}): fetch the checkpoint again") from error
+        raise UserError(
+            f"{file} could not be read as a {checkpoint.class_name} ({reason}): fetch the checkpoint again"
+        ) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
-            word = kind.split("_")[0]
-            raise UserError(f"{file} does not fit {checkpoint.component / 'config.json'}: {word} tensor '{sorted(map(str, info[kind]))[0]}'")
+            name = min(key[0] if isinstance(key, (list, tuple)) else key for key in info[kind])
+            config = checkpoint.component / "config.json"
+            raise UserError(f"{file} does not fit {config}: {kind.split('_')[0]} tensor '{name}'; fetch the checkpoint again")
     return inner.float()
 
 
@@ -245,7 +258,9 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
     """
     file = checkpoint.weights_file()
     if file is None:
-        raise UserError(f"{checkpoint.component / WEIGHTS[0]} is missing (nor is there a {WEIGHTS[1]}): fetch the checkpoint again")
+        raise UserError(
+            f"{checkpoint.component / WEIGHTS[0]} is missing (nor is there a {WEIGHTS[1]}): fetch the checkpoint again"
+        )
     model = build_model(checkpoint.spec)
     if checkpoint.class_name == OURS:
         from teachers.export import load_ours

@@ -29,6 +29,7 @@ DDPM_FAMILY = (
     "HeunDiscreteScheduler",
     "LMSDiscreteScheduler",
 )
+OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 
 @dataclass(frozen=True)
@@ -68,20 +69,27 @@ def read_schedule(config: dict, file: Path) -> Schedule:
         raise _refuse(file, "predict_epsilon", False, 'a key of old versions of diffusers: write "prediction_type": "sample"')
     if c.get("use_flow_sigmas") or c["prediction_type"] == "flow_prediction":
         raise _refuse(file, "prediction_type", c["prediction_type"], "flow matching in diffusers' clothes is not read")
+    if c.get("timestep_type") == "continuous":
+        raise _refuse(file, "timestep_type", "continuous", "a network that is told sigmas (EDM) is not read, only timesteps")
     if c["prediction_type"] not in PREDICTIONS:
         raise _refuse(file, "prediction_type", c["prediction_type"], f"must be one of {', '.join(PREDICTIONS)}")
     if str(c.get("variance_type") or "").startswith("learned"):
         raise _refuse(
-            file, "variance_type", c["variance_type"], "a learned variance would be ignored here; take a checkpoint of fixed variance"
+            file,
+            "variance_type",
+            c["variance_type"],
+            "a learned variance would be ignored here; take a checkpoint of fixed variance",
         )
     path = _path(c, file)
     zero_snr = isinstance(path, BetaTable) and float(path.effective_betas()[-1]) == 1
     if zero_snr and c["prediction_type"] == "epsilon":
         key = "rescale_betas_zero_snr" if c.get("rescale_betas_zero_snr") else "trained_betas"
         raise _refuse(
-            file, key, c[key] if key != "trained_betas" else "[..., 1.0]",
-            "with prediction_type epsilon the network says nothing at pure noise, where sampling starts: prediction_type must be "
-            "v_prediction or sample",
+            file,
+            key,
+            c[key] if key != "trained_betas" else "[..., 1.0]",
+            "with prediction_type epsilon the network says nothing at pure noise, where sampling starts: prediction_type must "
+            "be v_prediction or sample",
         )
     sampling, differs = _sampling(name, c)
     return Schedule(path, PREDICTIONS[c["prediction_type"]], int(c["num_train_timesteps"]), sampling, differs)
@@ -120,6 +128,9 @@ def _sampling(name: str, c: dict) -> tuple[str, tuple[str, ...]]:
         sampler = {"dpmsolver++": "dpm++2m", "sde-dpmsolver++": "dpm++2m-sde"}.get(c["algorithm_type"])
     if sampler is None:
         differs.append(f"{name} itself")
+    if sampler == "unipc" and c["solver_order"] != 3:
+        differs.append(f"solver_order = {c['solver_order']} (ours is 3)")
+    differs += [f"{key} = True" for key in OWN_SIGMAS if c.get(key)]
     spacing, offset = c.get("timestep_spacing", "leading"), c.get("steps_offset", 0)
     grid = spacing + ("-multistep" if name in MULTISTEP and spacing != "trailing" else "")
     if spacing == "leading" and offset:

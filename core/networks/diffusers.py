@@ -1,4 +1,7 @@
-"""Networks of the diffusers library: pixel-space U-Nets and DiTs of published checkpoints. diffusers loads when one is built."""
+"""Networks of the diffusers library: pixel-space U-Nets and DiTs of published checkpoints.
+
+diffusers is optional and imported when such a network is built.
+"""
 
 from __future__ import annotations
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.denoisers import Conditioned, denoiser_for
+from core.denoisers import THRESHOLDS, Conditioned, denoiser_for
 from core.grids import GRID_NAMES, SPACINGS, diffusers_times, make_grid
 from core.noise import Noise
 from core.runs import Run
-from core.samplers.ddim import ddim
 from core.samplers import SAMPLERS
+from core.samplers.ddim import ddim
 from core.samplers.unipc import unipc
 from core.table_path import BetaTable
-from teachers.pretrained import load_pretrained
+from teachers.pretrained import load_pretrained, read_checkpoint
+from teachers.schedules import DDPM_FAMILY
 
 diffusers = pytest.importorskip("diffusers")
 from tests.teachers.checkpoints import DIT, rewrite, save_checkpoint, with_scheduler  # noqa: E402
@@ -49,7 +50,9 @@ class Recorded:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("published") / "tiny-ddpm")
+    """Of one level, which is quicker; of two, tests/teachers/test_export.py."""
+    one = {"block_out_channels": (8,), "down_block_types": ("AttnDownBlock2D",), "up_block_types": ("AttnUpBlock2D",)}
+    return save_checkpoint(tmp_path_factory.mktemp("published") / "tiny-ddpm", **one, add_attention=False)
 
 
 def unet_of(folder: Path):
@@ -67,11 +70,10 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max()) / scale
 
 
-def their_ddpm(folder: Path, x: torch.Tensor, rng: Noise, steps: int, monkeypatch) -> torch.Tensor:
+def their_ddpm(network, scheduler, x: torch.Tensor, rng: Noise, steps: int, monkeypatch) -> torch.Tensor:
     """DDPMScheduler with our noise."""
     import diffusers.schedulers.scheduling_ddpm as module
 
-    network, scheduler = unet_of(folder), diffusers.DDPMScheduler.from_pretrained(folder / "scheduler")
     scheduler.set_timesteps(steps)
     for i, k in enumerate(scheduler.timesteps):
         # It adds noise even in the step to clean data, where its own variance is 1e-20, unless the timestep is 0.
@@ -84,27 +86,28 @@ def their_ddpm(folder: Path, x: torch.Tensor, rng: Noise, steps: int, monkeypatc
 @pytest.mark.parametrize("schedule, prediction, zero_snr", CASES)
 def test_ddpm_scheduler(checkpoint, tmp_path, monkeypatch, schedule, prediction, zero_snr):
     """Ancestral sampling, in every spacing: the timesteps, the betas and the prediction are read as they are meant."""
+    config = {"prediction_type": prediction, "rescale_betas_zero_snr": zero_snr, "clip_sample": False} | SCHEDULES[schedule]
+    folder = with_scheduler(checkpoint, tmp_path / "it", "DDPMScheduler", **config)
+    run, network = load_pretrained(folder), unet_of(folder)
     for spacing in ("trailing", "leading", "linspace"):
-        config = {"prediction_type": prediction, "rescale_betas_zero_snr": zero_snr, "timestep_spacing": spacing, "clip_sample": False}
-        folder = with_scheduler(checkpoint, tmp_path / "it", "DDPMScheduler", **config, **SCHEDULES[schedule])
-        run = load_pretrained(folder)
         x, rng = start()
-        ours = SAMPLERS["ddpm"].run(Conditioned(run.model), x, make_grid(spacing, run.model.path, 7, T), rng)
-        assert distance(ours, their_ddpm(folder, x, rng, 7, monkeypatch)) < 1e-4
+        ours = SAMPLERS["ddpm"].run(Conditioned(run.model), x, make_grid(spacing, run.model.path, 4, T), rng)
+        scheduler = diffusers.DDPMScheduler.from_pretrained(folder / "scheduler", timestep_spacing=spacing)
+        assert distance(ours, their_ddpm(network, scheduler, x, rng, 4, monkeypatch)) < 1e-4
     named = {"linear": "vp-linear", "squaredcos_cap_v2": "vp-cosine"}.get(schedule)
     assert run.spec.path == named if named and not zero_snr else isinstance(run.spec.path, BetaTable)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("offset, to_one", [(0, True), (1, True), (0, False), (1, False)])
-@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("to_one", [True, False])
+@pytest.mark.parametrize("spacing, offset", [("trailing", 0), ("leading", 0), ("leading", 1), ("linspace", 0)])
 def test_ddim_scheduler(checkpoint, tmp_path, spacing, offset, to_one, prediction):
     """With steps_offset and set_alpha_to_one. For linspace it steps T // N timesteps down wherever it looks next."""
     config = {"timestep_spacing": spacing, "steps_offset": offset, "set_alpha_to_one": to_one, "prediction_type": prediction}
     folder = with_scheduler(checkpoint, tmp_path / "it", "DDIMScheduler", clip_sample=False, **config)
     run, network = load_pretrained(folder), unet_of(folder)
     scheduler = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
-    for steps in (1, 4, 10):
+    for steps in (1, 10):
         scheduler.set_timesteps(steps)
         (x, rng), eta = start(), 0.6
         times = diffusers_times(spacing, steps, T, offset, to_first_entry=not to_one)
@@ -140,7 +143,9 @@ class Shifted:
 def test_multistep_schedulers(checkpoint, tmp_path, spacing, name, zero_snr):
     """Without zero terminal SNR as they are; with it they take alpha = 2^-12 for 0 at the first timestep, if they visit it."""
     config = {"timestep_spacing": spacing, "prediction_type": "v_prediction", "final_sigmas_type": "zero", "solver_order": 2}
-    folder = with_scheduler(checkpoint, tmp_path / "it", name, **config, beta_schedule="scaled_linear", rescale_betas_zero_snr=zero_snr)
+    folder = with_scheduler(
+        checkpoint, tmp_path / "it", name, **config, beta_schedule="scaled_linear", rescale_betas_zero_snr=zero_snr
+    )
     run, network = load_pretrained(folder), unet_of(folder)
     scheduler = getattr(diffusers, name).from_pretrained(folder / "scheduler")
     scheduler.set_timesteps(9)
@@ -156,7 +161,7 @@ def test_multistep_schedulers(checkpoint, tmp_path, spacing, name, zero_snr):
 
 
 def test_ddim_pipeline_clips_as_the_checkpoint_says(checkpoint, tmp_path):
-    """From the pipeline's own noise to its pictures, with clip_sample: threshold static-x0, or static where eps is made anew."""
+    """From the pipeline's own noise to its pictures, with clip_sample: static-x0, or static where eps is made anew."""
     folder = with_scheduler(checkpoint, tmp_path / "it", "DDIMScheduler", clip_sample=True)
     run, pipeline = load_pretrained(folder), diffusers.DDIMPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
@@ -179,8 +184,25 @@ def test_ddpm_pipeline(checkpoint, tmp_path, variance, sampler):
     theirs = pipeline(SHAPE[0], torch.Generator().manual_seed(5), 20, output_type="pt").images
     rng = Recorded(5)
     x = rng.normal(SHAPE[1:], "prior")
-    ours = SAMPLERS[sampler].run(denoiser_for(run.model, None, 0, 1.0, "static"), x, make_grid("leading", run.model.path, 20, T), rng)
+    ours = SAMPLERS[sampler].run(
+        denoiser_for(run.model, None, 0, 1.0, "static"), x, make_grid("leading", run.model.path, 20, T), rng
+    )
     assert ((ours / 2 + 0.5).clamp(0, 1) - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", DDPM_FAMILY)
+def test_every_scheduler_of_the_family_is_read(checkpoint, tmp_path, name):
+    """Whatever solver a checkpoint was saved with, the betas, with that class's own defaults, are one table."""
+    folder = with_scheduler(
+        checkpoint, tmp_path / "it", name, beta_schedule="scaled_linear", beta_start=0.001, prediction_type="v_prediction"
+    )
+    read = read_checkpoint(folder)
+    theirs = getattr(diffusers, name).from_pretrained(folder / "scheduler").alphas_cumprod.double()
+    ours = read.spec.path.build().alpha((torch.arange(T, dtype=torch.float64) + 1) / T).square()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+    assert read.spec.prediction == "v" and "--grid" in read.schedule.sampling
+    for option, value in zip(read.schedule.sampling.split()[::2], read.schedule.sampling.split()[1::2], strict=True):
+        assert value in {"--sampler": SAMPLERS, "--grid": GRID_NAMES, "--threshold": THRESHOLDS}[option]
 
 
 def test_every_spacing_is_a_grid():
@@ -220,7 +242,11 @@ def test_a_transformer(tmp_path):
         torch.nn.init.normal_(p, std=0.1)
     model.save_pretrained(tmp_path / "transformer")
     diffusers.DDIMScheduler().save_pretrained(tmp_path / "scheduler")
-    index = {"_class_name": "DiTPipeline", "transformer": ["diffusers", "DiTTransformer2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+    index = {
+        "_class_name": "DiTPipeline",
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     run = load_pretrained(tmp_path)
     x, label = start()[0], torch.tensor([3, 7])

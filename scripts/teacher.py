@@ -1,0 +1,101 @@
+"""Teachers and other models to look at, to check and to pass on: runs, folders in diffusers' format, and hub ids.
+
+    python -m scripts.teacher info google/ddpm-cifar10-32
+    python -m scripts.teacher verify teachers/shipped/fashion --all
+    python -m scripts.teacher export runs/digits/teacher exported/digits-teacher
+
+verify measures what card.json beside the model promises (the cheapest row, or all) and exits with code 1 if it is worse by more
+than 4 standard deviations. export writes diffusers' format: UNet2DModel where that is exact, else with a module of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from core.errors import UserError, command_line
+from core.runs import load_run
+from scripts import methods as _  # noqa: F401  (registers what load_run reads besides runs)
+
+
+def info(a: argparse.Namespace) -> None:
+    from eval.card import read_card
+    from teachers.describe import describe
+    from teachers.export import published_folder
+
+    run = load_run(a.run, a.weights)
+    lines = describe(run)
+    card = read_card(published_folder(run) or run.folder)
+    for row in card.rows if card else ():
+        metric = row.get("metric", "Fréchet distance")
+        lines[f"card: {row['sampler']} x{row['steps']}"] = (
+            f"{metric} {row['fid']:.4g} ± {row['fid_std']:.2g}, n = {row['n']}, {row['extractor']}"
+        )
+    width = max(map(len, lines))
+    for subject, words in lines.items():
+        print(f"{subject:<{width}}  {words}")
+
+
+def check(a: argparse.Namespace) -> None:
+    from eval.card import read_card, verify
+    from teachers.export import published_folder
+
+    run = load_run(a.run)
+    card = read_card(published_folder(run) or run.folder)
+    if card is None:
+        raise UserError(f"{a.run} has no card.json: there is nothing it promises; write one with rows of scripts.evaluate")
+    for row in card.rows:
+        if row.get("weights_sha256") not in (None, run.weights_sha256):
+            print(f"warning: {card.file} describes other weights ({row['weights_sha256'][:12]}...) than these", file=sys.stderr)
+            break
+    data = {"name": a.data, "root": a.data_root, "side": None} if a.data else None
+    verdicts = []
+    for verdict in verify(a.run, card, a.all, data, a.device):
+        print(verdict, flush=True)
+        verdicts.append(verdict)
+    if any(verdict.worse for verdict in verdicts):
+        sys.exit(1)
+
+
+def write(a: argparse.Namespace) -> None:
+    from teachers.export import export
+
+    run = load_run(a.run, a.weights)
+    print(f"wrote {a.out}: {export(run, a.out)}")
+
+
+@command_line
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.teacher", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="info|verify|export")
+    for name, function, words in (
+        ("info", info, "what a model is"),
+        ("verify", check, "whether its samples are as good as its card says"),
+        ("export", write, "write it in diffusers' format"),
+    ):
+        command = commands.add_parser(name, help=words, description=words)
+        command.set_defaults(function=function)
+        command.add_argument(
+            "run", help="folder of a run, folder in diffusers' format, or hub id such as google/ddpm-cifar10-32"
+        )
+        if name == "verify":
+            command.add_argument("--all", action="store_true", help="every row of the card, not only the cheapest")
+            command.add_argument("--data", help="what to compare with, where neither run nor card says: such as cifar10")
+            command.add_argument("--data-root", help="where the files of --data are")
+            command.add_argument("--device", help="default: a GPU if there is one")
+        else:
+            command.add_argument("--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s")
+        if name == "export":
+            command.add_argument("out", type=Path, help="folder to write; must not exist or be empty")
+    a = parser.parse_args()
+    with torch.no_grad():
+        a.function(a)
+
+
+if __name__ == "__main__":
+    main()

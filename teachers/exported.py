@@ -1,0 +1,117 @@
+"""What an exported folder carries for networks that diffusers does not have: a model and a pipeline of its custom-code kind.
+
+teachers/export.py writes the source of these two classes, and of the U-Net, into the folder; nothing else of this repository is
+needed there. This module is imported only where an export or a test asks for it, since it needs diffusers.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch import Tensor
+
+from core.networks.unet import UNet
+
+
+class FastSamplingUNet(ModelMixin, ConfigMixin):
+    """The U-Net of the fast-sampling lab, called as diffusers' UNet2DModel is.
+
+    Timestep k (0..steps - 1) is its time t = (k + 1) / steps. `num_classes` > 0: class_labels 0..num_classes - 1, and
+    num_classes (or None) is the null label. `converts`: its path or prediction is not one of diffusers', and three tables turn
+    it into v-prediction on a variance-preserving path: v = c_x x + c_F F(c_in x), known at whole timesteps only.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int,
+        in_channels: int,
+        out_channels: int,
+        num_classes: int = 0,
+        widths: tuple = (64, 128),
+        blocks: int = 2,
+        attention: tuple = (1,),
+        head_width: int = 32,
+        dropout: float = 0.0,
+        patch: int = 1,
+        steps: int = 1000,
+        converts: bool = False,
+    ):
+        super().__init__()
+        self.unet = UNet(
+            in_channels, sample_size, tuple(widths), blocks, tuple(attention), head_width, dropout, num_classes, False, patch
+        )
+        if converts:
+            self.register_buffer("scales", torch.zeros(3, steps))  # c_in, c_x, c_F
+
+    def forward(self, sample: Tensor, timestep, class_labels: Tensor | None = None, return_dict: bool = True):
+        """sample [B, C, H, W], timestep a number or [B], class_labels [B] or None -> the prediction [B, C, H, W]."""
+        k = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        t = ((k.double() + 1) / self.config.steps).to(sample.dtype)
+        if self.config.converts:
+            if bool((k != k.round()).any()):
+                raise ValueError("this network is exported as a table: give whole timesteps (no Karras or other sigmas)")
+            c_in, c_x, c_F = self.scales[:, k.long()].to(sample.dtype)[..., None, None, None]
+            output = c_x * sample + c_F * self.unet(c_in * sample, t, None, class_labels)
+        else:
+            output = self.unet(sample, t, None, class_labels)
+        return UNet2DOutput(sample=output) if return_dict else (output,)
+
+
+class FastSamplingPipeline(DiffusionPipeline):
+    """Noise to images with any scheduler of whole timesteps, with class labels and classifier-free guidance."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        class_labels: Tensor | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **step_options,
+    ):
+        """Images; class_labels [B] default to classes in turn, guidance_scale 1 is off, noise [B, C, H, W] replaces the
+        generator's; output_type pil, np, pt (in 0..1) or raw (the tensor itself); step_options, such as eta,
+        go to the scheduler."""
+        config = self.unet.config
+        if noise is None:
+            shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
+            noise = torch.randn(shape, generator=generator)
+        x = noise.to(self.device, self.unet.dtype)
+        rows = getattr(config, "num_class_embeds", None)  # of a UNet2DModel, whose last row is the null label
+        classes = rows - 1 if rows else getattr(config, "num_classes", 0)
+        if classes and class_labels is None:
+            class_labels = torch.arange(len(x)) % classes
+        label = class_labels.to(self.device) if classes else None
+        if generator is not None and "generator" in inspect.signature(self.scheduler.step).parameters:
+            step_options["generator"] = generator
+        self.scheduler.set_timesteps(num_inference_steps)
+        x = x * self.scheduler.init_noise_sigma
+        for k in self.progress_bar(self.scheduler.timesteps):
+            given = self.scheduler.scale_model_input(x, k)
+            output = self.unet(given, k, class_labels=label).sample
+            if guidance_scale != 1.0 and classes:
+                null = self.unet(given, k, class_labels=torch.full_like(label, classes)).sample
+                output = null + guidance_scale * (output - null)
+            x = self.scheduler.step(output, k, x, **step_options).prev_sample
+        if output_type == "raw":
+            images = x
+        else:
+            images = (x / 2 + 0.5).clamp(0, 1)
+            if output_type != "pt":
+                images = images.cpu().permute(0, 2, 3, 1).float().numpy()
+                images = self.numpy_to_pil(images) if output_type == "pil" else images
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -1,0 +1,203 @@
+"""Published checkpoints through the command lines: looked at, sampled, measured, distilled, verified, exported."""
+
+from __future__ import annotations
+
+import json
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from core.data.dataset import to_uint8
+from core.denoisers import denoiser_for
+from core.grids import make_grid
+from core.noise import Noise
+from core.runs import load_run
+from core.samplers import SAMPLERS
+from eval.rows import read_rows
+from tests.scripts.test_bad_input import run_script
+from tests.tiny import tiny_config, train_tiny
+
+pytest.importorskip("diffusers")
+from tests.teachers.checkpoints import save_checkpoint  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """Digits' shape, predicting v, so that consistency distillation takes it too."""
+    scheduler = {"prediction_type": "v_prediction", "variance_type": "fixed_large"}
+    return save_checkpoint(tmp_path_factory.mktemp("published") / "tiny-ddpm", scheduler_config=scheduler)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "teacher"
+    train_tiny(folder, images=640)
+    return folder
+
+
+def teacher(*arguments) -> tuple[int, str, str]:
+    out = StringIO()
+    with redirect_stdout(out):
+        code, errors = run_script("teacher", *arguments)
+    return code, out.getvalue(), errors
+
+
+def test_info(checkpoint, run):
+    code, out, _ = teacher("info", checkpoint)
+    lines = {line[:18].strip(): line[18:].strip() for line in out.splitlines()}
+    assert (
+        code == 0 and lines["prediction"] == "v" and lines["images"] == "1x8x8" and lines["classes"] == "none (unconditional)"
+    )
+    count = sum(p.numel() for p in load_run(checkpoint).model.network.parameters())
+    assert f"UNet2DModel, {count:,} parameters" in lines["network"]
+    assert lines["path"].startswith("vp-linear") and "as published" in lines["weights"]
+    assert "--sampler ddpm-large --grid leading --threshold static" in out and "not known" in lines["price"]
+    code, out, _ = teacher("info", run)
+    assert code == 0 and "640 images, 1,920 network evaluations" in out and "half-life 320 images" in out
+
+
+def test_sampling_as_published(checkpoint, tmp_path):
+    options = ["--sampler", "ddpm-large", "--grid", "leading", "--threshold", "static", "--steps", 4, "--count", 3]
+    code, errors = run_script("sample", checkpoint, *options, "--folder", tmp_path / "out")
+    assert code == 0, errors
+    model, rng = load_run(checkpoint).model, Noise(0, torch.arange(3))
+    noise = rng.normal((1, 8, 8), "prior")
+    with torch.no_grad():
+        x = SAMPLERS["ddpm-large"].run(
+            denoiser_for(model, None, 0, threshold="static"), noise, make_grid("leading", model.path, 4, 1000), rng
+        )
+    import numpy as np
+
+    for i in range(3):
+        assert (np.asarray(Image.open(tmp_path / "out" / f"{i:06d}.png")) == to_uint8(x)[i, 0].numpy()).all()
+
+
+def test_measuring(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = [
+        "--run",
+        checkpoint,
+        "--steps",
+        "2",
+        "--n",
+        30,
+        "--extractor",
+        "digits-cnn",
+        "--out",
+        tmp_path / "c.jsonl",
+        "--grid",
+        "leading",
+    ]
+    code, errors = run_script("evaluate", *base)
+    assert code == 2 and "does not say what it was trained on (1x8x8 images)" in errors and "--data cifar10" in errors
+    assert not (tmp_path / "c.jsonl").exists()
+    code, errors = run_script("evaluate", *base, "--data", "digits")
+    assert code == 0, errors
+    floor, row = read_rows(tmp_path / "c.jsonl")
+    given = (row["method"], row["run"], row["ema"], row["grid"], row["nfe"], row["train_evals"], row["dataset"])
+    assert given == ("pretrained", "tiny-ddpm", "as published", "leading", 2.0, None, "digits")
+    assert row["weights_sha256"] == load_run(checkpoint).weights_sha256 and row["fid"] > floor["fid"]
+    code, errors = run_script("evaluate", "--run", "owner/name", "--steps", "2", "--n", 30, "--extractor", "digits-cnn")
+    assert code == 2 and "owner/name is no folder here: say with --out" in errors
+    base[1] = checkpoint
+    images = tmp_path / "images" / "train"
+    images.mkdir(parents=True)
+    for i in range(8):
+        Image.new("L", (16, 16), i).save(images / f"{i}.png")
+    options = ["--data", "folder", "--data-root", tmp_path / "images", "--data-side", 16]
+    code, errors = run_script("evaluate", *base, *options)
+    assert code == 2 and "makes 1x8x8 images, but data 'images' has 1x16x16" in errors
+
+
+def test_a_run_keeps_its_own_data(run, tmp_path):
+    options = ["--steps", "1", "--n", 30, "--extractor", "digits-cnn", "--out", tmp_path / "c.jsonl", "--data", "fashion_mnist"]
+    code, errors = run_script("evaluate", "--run", run, *options)
+    assert code == 2 and "was trained on data digits, but the sweep's data is fashion_mnist" in errors
+
+
+@pytest.mark.parametrize("name", ["progressive", "consistency"])
+def test_students_copy_its_architecture_and_weights(checkpoint, tmp_path, name):
+    """Trained by the command line, loaded again from its own checkpoint, and exported where that can be said."""
+    method = {"teacher": str(checkpoint)} | (
+        {"start_steps": 2} if name == "progressive" else {"steps_start": 2, "steps_end": 2}
+    )
+    values = tiny_config(tmp_path / "student", name, method=method, images=128, lr=1e-12)
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
+    code, errors = run_script("train", tmp_path / "s.yaml", "--cpu")
+    assert code == 0, errors
+    student, published = load_run(tmp_path / "student"), load_run(checkpoint)
+    assert (
+        student.teacher == "tiny-ddpm" and student.spec.network == published.spec.network and student.spec.path == "vp-linear"
+    )
+    for key, tensor in published.model.network.state_dict().items():
+        torch.testing.assert_close(student.model.network.state_dict()[key], tensor, rtol=1e-4, atol=1e-6)
+    code, out, errors = teacher("export", tmp_path / "student", tmp_path / "out")
+    if name == "consistency":
+        assert code == 2 and "only eps, x0 and v on DDPM tables are exported" in errors
+        return
+    assert code == 0 and "UNet2DModel" in out
+    again = load_run(tmp_path / "out")
+    assert (again.spec.path, again.spec.prediction, again.data, again.train_images) == ("vp-linear", "v", student.data, 128)
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor(0.4)
+    assert torch.equal(again.model.output(x, t), student.model.output(x, t))
+
+
+def measured_row(run: Path, out: Path, *options) -> dict:
+    base = ["--run", run, "--n", 30, "--extractor", "digits-cnn", "--out", out, "--seed", 5, "--threshold", "static"]
+    code, errors = run_script("evaluate", *base, *options)
+    assert code == 0, errors
+    return next(row for row in read_rows(out) if row["sampler"])
+
+
+def test_verify(run, tmp_path):
+    rows = [measured_row(run, tmp_path / f"{s}.jsonl", "--steps", s, "--sampler", "heun", "--sets", 3) for s in ("3", "1")]
+    card = run / "card.json"
+    try:
+        card.write_text(json.dumps({"title": "mine", "rows": rows}))
+        code, out, _ = teacher("verify", run)
+        assert code == 0 and out.count("\n") == 1 and "heun x1, n = 30, digits-cnn" in out  # the cheaper of the two
+        assert "0.00 standard deviations" in out and "as its card says" in out
+        code, out, _ = teacher("verify", run, "--all")
+        assert code == 0 and out.count("\n") == 2
+        assert "card: heun x1" in teacher("info", run)[1]
+
+        off = [row | {"fid": row["fid"] - 5 * row["fid_std"]} for row in rows]
+        card.write_text(json.dumps({"rows": off}))
+        code, out, _ = teacher("verify", run)
+        assert code == 1 and "5.00 standard deviations worse, more than 4: NOT what its card says" in out
+        card.write_text(json.dumps({"rows": [row | {"fid": row["fid"] + 5 * row["fid_std"]} for row in rows]}))
+        code, out, _ = teacher("verify", run)
+        assert code == 0 and "5.00 standard deviations better" in out
+
+        other = rows[1] | {"weights_sha256": "0" * 64}
+        card.write_text(json.dumps({"rows": [other]}))
+        code, _, errors = teacher("verify", run)
+        assert code == 0 and "describes other weights" in errors
+        for change, words in (
+            ({"extractor_sha256": "0" * 64}, "extractor_sha256 is 000000000000..., but the extractor's weights here have"),
+            ({"fid_std": None}, "fid_std = None"),
+            ({"sampler": "dimm"}, "unknown sampler 'dimm' (did you mean 'ddim'?)"),
+        ):
+            card.write_text(json.dumps({"rows": [rows[1] | change]}))
+            code, _, errors = teacher("verify", run)
+            assert code == 2 and words in errors, errors
+    finally:
+        card.unlink()
+    code, _, errors = teacher("verify", run)
+    assert code == 2 and "has no card.json" in errors
+
+
+def test_verify_of_an_export_with_its_card(run, tmp_path):
+    """The card travels with the export, which knows its data, and holds there too."""
+    (run / "card.json").write_text(json.dumps({"rows": [measured_row(run, tmp_path / "c.jsonl", "--steps", "2")]}))
+    try:
+        assert teacher("export", run, tmp_path / "out")[0] == 0
+    finally:
+        (run / "card.json").unlink()
+    code, out, _ = teacher("verify", tmp_path / "out")
+    assert code == 0 and "0.00 standard deviations" in out
