@@ -63,14 +63,14 @@ def card_text(run: Run, rows: list[dict]) -> str:
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     parameters = sum(p.numel() for p in run.model.parameters())
     chosen = {key: config[key] for key in ("model", "method", "optimizer", "ema", "train", "budget")}
-    minutes = run.train_seconds / 60
+    classes = f"{run.num_classes} classes and the null label {run.num_classes}" if run.num_classes else "unconditional"
     return f"""# {config["data"]["name"]} teacher
 
-{parameters / 1e6:.2f} M parameters, images of {run.channels}x{run.side}x{run.side}, {run.num_classes} classes and the null label
-{run.num_classes}. Averaged weights ({run.ema}) in half precision, sha256 `{run.weights_sha256}`.
+{parameters / 1e6:.2f} M parameters, images of {run.channels}x{run.side}x{run.side}, {classes}.
+Averaged weights ({run.ema}) in half precision, sha256 `{run.weights_sha256}`.
 
-Trained on {run.train_images:,} images ({run.train_evals:,.0f} network evaluations, {minutes:.0f} minutes on one processor core that
-other jobs slowed at times) by `python -m scripts.train configs/{config["data"]["name"]}/teacher.yaml`:
+Trained on {run.train_images:,} images ({run.train_evals:,.0f} network evaluations, {run.train_seconds / 60:.0f} minutes) by
+`python -m scripts.train configs/{config["data"]["name"]}/teacher.yaml`:
 
 ```yaml
 {yaml.safe_dump(chosen, sort_keys=False).rstrip()}
