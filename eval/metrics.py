@@ -103,34 +103,58 @@ def bootstrap_std(
     return float(resampled_distances(features, reference, counts).std())
 
 
-def _kernel_sum(x: Tensor, y: Tensor, diagonal: bool = True) -> float:
-    """The sum of (x_i.y_j / D + 1)^3 over all i and j, or over i != j."""
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(x_i.y_j / D + 1)^3, [N, M]."""
     k = torch.addmm(x.new_ones(()), x, y.T, alpha=1 / x.shape[1])
-    total = float(torch.dot((k * k).flatten(), k.flatten()))
-    return total if diagonal else total - float(k.diagonal().pow(3).sum())
+    return k * k * k
 
 
-def kernel_distance(features: Tensor, reference: Tensor) -> float:
+def _sums_within(v: Tensor, subsets: list[Tensor]) -> list[float]:
+    """For each subset (indices) of v the kernel's sum over all i != j."""
+
+    def one(x: Tensor) -> float:
+        k = _kernel(x, x)
+        return float(k.sum() - k.diagonal().sum())
+
+    if len(subsets[0]) == len(v):  # every subset is the whole
+        return [one(v)] * len(subsets)
+    return [one(v[s]) for s in subsets]
+
+
+def _sums_between(a: Tensor, b: Tensor, subsets: list[tuple[Tensor, Tensor]]) -> list[float]:
+    """For each pair of subsets of a and b the kernel's sum over all i and j; where one side is whole, from its sum over that."""
+    size = len(subsets[0][0])
+    if size == len(a):
+        sums = _kernel(a, b).sum(0)
+        return [float(sums[y].sum()) for _, y in subsets]
+    if size == len(b):
+        sums = _kernel(a, b).sum(1)
+        return [float(sums[x].sum()) for x, _ in subsets]
+    return [float(_kernel(a[x], b[y]).sum()) for x, y in subsets]
+
+
+def kernel_distance(features: Tensor, reference: Tensor, sums: dict | None = None) -> float:
     """KID: the unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, sec. 4), mean over subsets.
 
     The subsets are those that torch-fidelity draws (its seed), and the number is its number, several times as fast.
 
     Args:
         features, reference: [N, D] and [M, D]; subsets hold min(1000, N, M) images.
+        sums: a dictionary that belongs to `reference`, in which what depends on it alone is kept for the next call.
     """
     a, b = features.double(), reference.double()
     size = min(KID_SUBSET, len(a), len(b))
     rng = np.random.RandomState(KID_SEED)
-    whole: dict[str, float] = {}  # the sum within a set that is a subset whole is the same in every subset
-    values = []
+    subsets = []
     for _ in range(KID_SUBSETS):
-        x, y = (v[torch.from_numpy(rng.choice(len(v), size, replace=False))] for v in (a, b))
-        within = 0.0
-        for name, subset, full in (("x", x, a), ("y", y, b)):
-            if name not in whole or size < len(full):
-                whole[name] = _kernel_sum(subset, subset, diagonal=False)
-            within += whole[name]
-        values.append(within / (size * (size - 1)) - 2 * _kernel_sum(x, y) / size**2)
+        x, y = (torch.from_numpy(rng.choice(len(v), size, replace=False)) for v in (a, b))
+        subsets.append((x, y))
+    sums = {} if sums is None else sums
+    if len(a) not in sums:  # which images of the reference are drawn depends on how many the other set has
+        sums[len(a)] = _sums_within(b, [y for _, y in subsets])
+    within_a, within_b = _sums_within(a, [x for x, _ in subsets]), sums[len(a)]
+    between = _sums_between(a, b, subsets)
+    values = [(xx + yy) / (size * (size - 1)) - 2 * xy / size**2 for xx, yy, xy in zip(within_a, within_b, between, strict=True)]
     return float(np.mean(values))
 
 

@@ -25,12 +25,14 @@ VERSION = 1  # of what is stored; part of the key
 
 
 class Reference(NamedTuple):
-    """statistics: of all images of the split; features: float32 [min(N, 5000), D] of a fixed random choice of them."""
+    """statistics: of all images of the split; features: float32 [min(N, 5000), D] of a fixed random choice of them;
+    kernel_sums: what KID keeps of them from one row to the next."""
 
     statistics: Statistics
     features: Tensor
     size: int
     sha256: str  # of the data
+    kernel_sums: dict | None = None
 
 
 def choice(size: int, count: int) -> Tensor:
@@ -106,4 +108,4 @@ def reference_for(
         }
         _write(path, tensors)
     given = Statistics(tensors["mean"].numpy(), tensors["cov"].numpy())
-    return Reference(given, tensors["features"], len(data), data.sha256)
+    return Reference(given, tensors["features"], len(data), data.sha256, {})

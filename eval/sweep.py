@@ -177,7 +177,7 @@ def measure(
     """
     parts = features.chunk(sets)
     values = [frechet_distance(statistics(part), reference.statistics) for part in parts]
-    kids = [kernel_distance(part, reference.features) for part in parts]
+    kids = [kernel_distance(part, reference.features, reference.kernel_sums) for part in parts]
     shares = torch.tensor([precision_recall(part, reference.features) for part in parts], dtype=torch.float64)
     if sets > 1:
         std = float(torch.tensor(values, dtype=torch.float64).std())

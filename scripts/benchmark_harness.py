@@ -76,7 +76,7 @@ def metric_seconds(width: int, n: int, bootstrap: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(width, width, generator=generator) / width**0.5
     features, kept = (torch.randn(size, width, generator=generator) @ mixing for size in (n, 5000))
-    reference = Reference(metrics.statistics(kept), kept, 5000, "")
+    reference = Reference(metrics.statistics(kept), kept, 5000, "", {})
     cpu = torch.device("cpu")  # features are kept there, whatever device made them
     parts = {
         "distance": lambda: metrics.frechet_distance(metrics.statistics(features), reference.statistics),
