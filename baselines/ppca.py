@@ -7,10 +7,10 @@ import time
 import torch
 from torch import Tensor
 
+from baselines.one_step import one_step_spec
 from core.data import Batch
 from core.errors import UserError
 from core.method import Context, ImageSource, Loss, Method, MethodConfig, Progress, Spent, Stage, new_model
-from baselines.one_step import one_step_spec
 
 
 class PPCAConfig(MethodConfig):

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from baselines.one_step import one_step_spec
 from core.data import Batch
 from core.method import Context, ImageSource, Loss, Method, MethodConfig, Progress, new_model
-from baselines.one_step import one_step_spec
 
 
 class VAEConfig(MethodConfig):

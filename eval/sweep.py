@@ -25,14 +25,14 @@ from core.method import DataConfig
 from core.noise import Noise
 from core.pictures import save_png, tile
 from core.predictions import Denoised
+from core.processes import gather_in_order, share_of, start_processes, sum_over
 from core.runs import Run, load_run, sample_images
 from core.samplers import Progress, make_sampler
 from eval import kept_features
-from eval.extrapolate import fid_infinity, sizes_for
 from eval.extractors import INCEPTION, ClassifierExtractor, Extractor, check_reads, make_extractor
+from eval.extrapolate import fid_infinity, sizes_for
 from eval.machine import commit, device_words, peak_memory_bytes, reset_peak_memory
 from eval.metrics import bootstrap_std, frechet_distance, kernel_distance, precision_recall, statistics
-from core.processes import gather_in_order, share_of, start_processes, sum_over
 from eval.reference import Reference, balanced_choice, reference_for
 from eval.rows import append_row, drop_torn_line, identity, only_writer, read_rows
 from eval.sweep_config import SweepConfig, SweepEntry

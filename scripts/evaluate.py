@@ -20,7 +20,7 @@ from core.processes import start_processes
 from eval.sweep import run_sweep
 from eval.sweep_config import SweepConfig
 from eval.table import text_tables
-from scripts import methods as _  # noqa: F401  (registers what load_run reads besides runs)
+from scripts import methods as _
 
 
 def numbers(text: str, kind: type, option: str) -> list:

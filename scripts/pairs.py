@@ -13,7 +13,7 @@ import torch
 from core.errors import command_line
 from core.runs import load_run
 from core.samplers import SAMPLERS
-from scripts import methods as _  # noqa: F401  (registers what load_run reads besides runs)
+from scripts import methods as _
 
 
 @command_line

@@ -18,7 +18,7 @@ from core.grids import GRID_NAMES
 from core.pictures import save_png, tile
 from core.runs import load_run, sample_images
 from core.samplers import SAMPLERS, Progress
-from scripts import methods as _  # noqa: F401  (registers what load_run reads besides runs)
+from scripts import methods as _
 
 
 @command_line

@@ -18,7 +18,7 @@ import torch
 
 from core.errors import UserError, command_line
 from core.runs import load_run
-from scripts import methods as _  # noqa: F401  (registers what load_run reads besides runs)
+from scripts import methods as _
 
 
 def info(a: argparse.Namespace) -> None:

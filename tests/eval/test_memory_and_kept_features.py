@@ -13,10 +13,10 @@ import eval.sweep
 from core.errors import UserError
 from eval.rows import only_writer, read_rows
 from eval.sweep import run_sweep
-from tests.eval.test_sweep import cache, comparable, config, run, uninterrupted  # noqa: F401 (fixtures)
+from tests.eval.test_sweep import cache, comparable, config, run, uninterrupted
 
 
-def test_kept_features_give_the_rows_without_sampling(run, cache, uninterrupted, tmp_path, monkeypatch):  # noqa: F811
+def test_kept_features_give_the_rows_without_sampling(run, cache, uninterrupted, tmp_path, monkeypatch):
     first = tmp_path / "first" / "curves.jsonl"
     run_sweep(config(run, first, cache, keep_features=True))
     files = sorted((first.parent / "features").iterdir())
@@ -43,7 +43,7 @@ def test_kept_features_give_the_rows_without_sampling(run, cache, uninterrupted,
         run_sweep(config(run, first, cache, n=20))
 
 
-def test_damaged_features_are_sampled_again(run, cache, uninterrupted, tmp_path, capsys):  # noqa: F811
+def test_damaged_features_are_sampled_again(run, cache, uninterrupted, tmp_path, capsys):
     out = tmp_path / "curves.jsonl"
     run_sweep(config(run, out, cache, keep_features=True))
     file = sorted((tmp_path / "features").iterdir())[0]
@@ -54,7 +54,7 @@ def test_damaged_features_are_sampled_again(run, cache, uninterrupted, tmp_path,
     assert comparable(out) == comparable(uninterrupted)
 
 
-def test_batches_shrink_until_they_fit(run, cache, uninterrupted, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_batches_shrink_until_they_fit(run, cache, uninterrupted, tmp_path, monkeypatch, capsys):
     sample, tried = eval.sweep.sample_images, []
 
     def small_machine(loaded, sampler, steps, indices, *rest, **options):
@@ -74,7 +74,7 @@ def test_batches_shrink_until_they_fit(run, cache, uninterrupted, tmp_path, monk
     assert "going on with batches of 4" in capsys.readouterr().err
 
 
-def test_no_memory_for_one_image_is_said(run, cache, tmp_path, monkeypatch):  # noqa: F811
+def test_no_memory_for_one_image_is_said(run, cache, tmp_path, monkeypatch):
     sample = eval.sweep.sample_images
 
     def no_machine(loaded, sampler, steps, indices, *rest, **options):
@@ -87,7 +87,7 @@ def test_no_memory_for_one_image_is_said(run, cache, tmp_path, monkeypatch):  # 
         run_sweep(config(run, tmp_path / "curves.jsonl", cache))
 
 
-def test_other_errors_are_not_taken_for_memory(run, cache, tmp_path, monkeypatch):  # noqa: F811
+def test_other_errors_are_not_taken_for_memory(run, cache, tmp_path, monkeypatch):
     def broken(*_, **options):
         raise RuntimeError("shapes do not match")
 
@@ -96,7 +96,7 @@ def test_other_errors_are_not_taken_for_memory(run, cache, tmp_path, monkeypatch
         run_sweep(config(run, tmp_path / "curves.jsonl", cache))
 
 
-def test_a_second_sweep_on_the_same_file_is_refused(run, cache, tmp_path):  # noqa: F811
+def test_a_second_sweep_on_the_same_file_is_refused(run, cache, tmp_path):
     """Held by another process, which is what a lock is for."""
     out = tmp_path / "curves.jsonl"
     hold = (

@@ -19,11 +19,11 @@ import eval.sweep
 from core.config import parse
 from core.data import load_data
 from core.errors import UserError
-from core.runs import load_run, sample_images
-from eval.extrapolate import fid_infinity
-from eval.extractors import EXTRACTORS, Extractor, make_extractor
-from eval.metrics import frechet_distance, statistics
 from core.processes import start_processes
+from core.runs import load_run, sample_images
+from eval.extractors import EXTRACTORS, Extractor, make_extractor
+from eval.extrapolate import fid_infinity
+from eval.metrics import frechet_distance, statistics
 from eval.rows import append_row, read_rows
 from eval.sweep import run_sweep
 from eval.sweep_config import SweepConfig

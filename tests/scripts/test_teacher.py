@@ -23,7 +23,7 @@ from tests.scripts.test_bad_input import run_script
 from tests.tiny import tiny_config, train_tiny
 
 pytest.importorskip("diffusers")
-from tests.teachers.checkpoints import save_checkpoint  # noqa: E402
+from tests.teachers.checkpoints import save_checkpoint
 
 
 @pytest.fixture(scope="module")

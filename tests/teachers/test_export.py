@@ -25,7 +25,7 @@ from teachers.export import export
 from teachers.pretrained import load_pretrained
 
 diffusers = pytest.importorskip("diffusers")
-from tests.teachers.checkpoints import save_checkpoint  # noqa: E402
+from tests.teachers.checkpoints import save_checkpoint
 
 SMALL = UNetConfig(widths=(8, 16), blocks=1, attention=(1,), head_width=8, patch=2)
 WIDE = UNetConfig(widths=(128, 160), blocks=1, attention=(1,), head_width=32)

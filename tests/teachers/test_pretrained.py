@@ -20,7 +20,7 @@ from teachers.pretrained import load_pretrained, read_checkpoint
 from teachers.schedules import DDPM_FAMILY
 
 diffusers = pytest.importorskip("diffusers")
-from tests.teachers.checkpoints import DIT, rewrite, save_checkpoint, with_scheduler  # noqa: E402
+from tests.teachers.checkpoints import DIT, rewrite, save_checkpoint, with_scheduler
 
 SHAPE = (2, 1, 8, 8)
 T = 1000

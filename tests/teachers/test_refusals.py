@@ -15,7 +15,7 @@ from teachers import pretrained
 from teachers.pretrained import PRETRAINED, is_hub_id, load_pretrained
 
 diffusers = pytest.importorskip("diffusers")
-from tests.teachers.checkpoints import rewrite, save_checkpoint  # noqa: E402
+from tests.teachers.checkpoints import rewrite, save_checkpoint
 
 INDEX, UNET, SCHEDULER = "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"
 
@@ -207,6 +207,6 @@ def test_it_says_once_how_it_was_published(folder, capsys):
 
 
 def test_what_command_lines_register():
-    import scripts.methods  # noqa: F401
+    import scripts.methods
 
     assert PRETRAINED in LOADERS
