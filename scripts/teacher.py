@@ -24,7 +24,7 @@ from scripts import methods as _
 def info(a: argparse.Namespace) -> None:
     from eval.card import read_card
     from teachers.describe import describe
-    from teachers.export import published_folder
+    from teachers.pretrained import published_folder
 
     run = load_run(a.run, a.weights)
     lines = describe(run)
@@ -41,7 +41,7 @@ def info(a: argparse.Namespace) -> None:
 
 def check(a: argparse.Namespace) -> None:
     from eval.card import read_card, verify
-    from teachers.export import published_folder
+    from teachers.pretrained import published_folder
 
     run = load_run(a.run)
     card = read_card(published_folder(run) or run.folder)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from core.networks.diffusers import DiffusersConfig
 from core.runs import Run
 from core.table_path import BetaTable
-from teachers.export import published_folder
-from teachers.pretrained import read_checkpoint
+from teachers.pretrained import published_folder, read_checkpoint
 
 
 def describe(run: Run) -> dict[str, str]:

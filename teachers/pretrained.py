@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from core.config import Strict, config_sha256, parse
@@ -250,6 +252,20 @@ def _inner(checkpoint: Checkpoint, file: Path) -> nn.Module:
     return inner.float()
 
 
+def _load_ours(model: Model, file: Path) -> None:
+    """Loads an exported FastSamplingUNet's weights into our own U-Net.
+
+    Raises:
+        UserError: a damaged file, or another architecture.
+    """
+    try:
+        state = {name.removeprefix("unet."): tensor for name, tensor in load_file(file).items() if name != "scales"}
+        model.network.load_state_dict(state)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} is damaged or does not fit the spec beside it ({reason}): export the run again") from error
+
+
 def load_checkpoint(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> tuple[Model, Path]:
     """The model on `device`, frozen, and its weights file.
 
@@ -263,12 +279,16 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
         )
     model = build_model(checkpoint.spec)
     if checkpoint.class_name == OURS:
-        from teachers.export import load_ours
-
-        load_ours(model, file)
+        _load_ours(model, file)
     else:
         model.network.inner = _inner(checkpoint, file)
     return model.to(device).eval().requires_grad_(False), file
+
+
+def published_folder(run: Run) -> Path | None:
+    """The diffusers folder (in the hub's cache, for a hub id) that a run was loaded from; None for runs of ours."""
+    component = run.weights_file.parent
+    return next((folder for folder in (component, component.parent) if (folder / "model_index.json").is_file()), None)
 
 
 _noted: set[Path] = set()
