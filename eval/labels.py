@@ -20,6 +20,7 @@ def place_labels(axes, series: list[tuple[np.ndarray, np.ndarray, str, str]]) ->
     renderer = figure.canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
     curves = [_along(axes.transData.transform(np.column_stack([x, y]))) for x, y, _, _ in series]
+    marks = np.concatenate([axes.transData.transform(np.column_stack([x, y])) for x, y, _, _ in series])
     taken: list[np.ndarray] = [_box(text.get_window_extent(renderer)) for text in axes.texts]
     lines: list[np.ndarray] = []
     # Short curves have the fewest places to go, so they choose first.
@@ -37,9 +38,10 @@ def place_labels(axes, series: list[tuple[np.ndarray, np.ndarray, str, str]]) ->
                 box = _box(text.get_window_extent(renderer))
                 own = 3.0 * _inside(curves[i], box)
                 others = 3.0 * sum(_inside(curve, box) for j, curve in enumerate(curves) if j != i)
+                marked = 10.0 * _inside(marks, box)  # a point that is covered is a measurement lost
                 names = 60.0 * sum(_overlap(box, other) for other in taken)
                 outside = 60.0 * (box[0] < frame.x0 or box[2] > figure.bbox.x1 or box[1] < frame.y0 or box[3] > frame.y1)
-                cost = own + others + names + outside + 0.25 * rank + 1.0 * back
+                cost = own + others + marked + names + outside + 0.25 * rank + 1.0 * back
                 centre = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
                 if (dx, dy) in FAR:  # its line should cross neither names nor other names' lines
                     line = _along(np.stack([axes.transData.transform((x[point], y[point])), centre]))
