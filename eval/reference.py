@@ -1,9 +1,14 @@
-"""The features of real images, computed once for each (data, extractor) and kept under the hash of both."""
+"""The features of real images, computed once for each (data, extractor) and kept under the hash of both.
+
+What takes hours without a GPU (Inception on a whole training set) is kept in parts on the way, and lies beside this file for the
+bundled data: mean and covariance, without the features that KID, precision and recall compare with.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,20 +21,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.data import ImageData
+from core.errors import UserError
 from eval.extractors import Extractor
 from eval.metrics import Statistics, statistics
 
 CACHE = Path("runs/.cache/reference")
+SHIPPED = Path(__file__).parent / "references"
+PART = 2000  # images whose features are kept together while the rest is computed
 KEPT = 5000  # images whose features are kept for KID, precision and recall
 VERSION = 1  # of what is stored; part of the key
 
 
 class Reference(NamedTuple):
-    """statistics: of all images of the split; features: float32 [min(N, 5000), D] of a fixed random choice of them;
-    kernel_sums: what KID keeps of them from one row to the next."""
+    """statistics: of all images of the split; features: float32 [min(N, 5000), D] of a fixed random choice of them, None where
+    only the statistics are at hand; kernel_sums: what KID keeps of them from one row to the next."""
 
     statistics: Statistics
-    features: Tensor
+    features: Tensor | None
     size: int
     sha256: str  # of the data
     kernel_sums: dict | None = None
@@ -85,27 +93,72 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     os.replace(partial, path)
 
 
+def ship(data: ImageData, extractor: Extractor, cache: str | Path = CACHE, folder: Path = SHIPPED) -> Path:
+    """Writes mean and covariance (float32, the covariance's upper triangle) of a reference in the cache to `folder`.
+
+    Raises:
+        UserError: it has not been computed yet.
+    """
+    source = cache_file(data, extractor, Path(cache))
+    tensors = _read(source)
+    if tensors is None:
+        raise UserError(f"{source} does not exist: measure something with this extractor first (python -m scripts.evaluate)")
+    D = len(tensors["mean"])
+    upper = tensors["cov"][torch.triu_indices(D, D).unbind()]
+    path = folder / source.name
+    _write(path, {"mean": tensors["mean"].float(), "cov_upper": upper.float()})
+    return path
+
+
+def _shipped(path: Path) -> Statistics | None:
+    """Mean and covariance as `ship` wrote them; None if there is no such file."""
+    tensors = _read(path)
+    if tensors is None:
+        return None
+    D = len(tensors["mean"])
+    cov = torch.zeros(D, D, dtype=torch.float64)
+    rows, columns = torch.triu_indices(D, D).unbind()
+    cov[rows, columns] = cov[columns, rows] = tensors["cov_upper"].double()
+    return Statistics(tensors["mean"].double().numpy(), cov.numpy())
+
+
 def reference_for(
     data: ImageData,
     extractor: Extractor,
     cache: str | Path = CACHE,
     extract: Callable[[Tensor], Tensor] | None = None,
+    writes: bool = True,
 ) -> Reference:
-    """The reference of one split, from the cache or computed.
+    """The reference of one split: from the cache, from the repository, or computed.
+
+    An interrupted computation goes on after its last 2,000 images.
 
     Args:
         extract: images -> features in place of extractor(images), for callers that share the work or show progress.
+        writes: whether this process keeps what was computed; one of several does.
     """
     path = cache_file(data, extractor, Path(cache))
     tensors = _read(path)
+    if tensors is None and (given := _shipped(SHIPPED / path.name)) is not None:
+        return Reference(given, None, len(data), data.sha256)
     if tensors is None:
-        features = (extract or extractor)(data.images)
+        parts = path.with_suffix(".parts")
+        files = [parts / f"{first:08d}.safetensors" for first in range(0, len(data), PART)]
+        ready = [_read(file) for file in files]  # before anything is written, so that all processes see the same
+        found = []
+        for file, done, images in zip(files, ready, data.images.split(PART), strict=True):
+            found.append(done["features"] if done else (extract or extractor)(images))
+            if writes and not done:
+                _write(file, {"features": found[-1].contiguous()})
+        features = torch.cat(found)
         given = statistics(features)
         tensors = {
             "mean": torch.from_numpy(given.mean),
             "cov": torch.from_numpy(np.ascontiguousarray(given.cov)),
             "features": features[choice(len(data), KEPT)].contiguous(),
         }
-        _write(path, tensors)
+        if writes:
+            _write(path, tensors)
+            shutil.rmtree(parts)
     given = Statistics(tensors["mean"].numpy(), tensors["cov"].numpy())
     return Reference(given, tensors["features"], len(data), data.sha256, {})

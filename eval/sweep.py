@@ -29,7 +29,7 @@ from core.processes import gather_in_order, share_of, start_processes, sum_over
 from core.runs import Run, load_run, sample_images
 from core.samplers import Progress, make_sampler
 from eval import kept_features
-from eval.extractors import INCEPTION, ClassifierExtractor, Extractor, check_reads, make_extractor
+from eval.extractors import EXTRACTORS, ClassifierExtractor, Extractor, InceptionExtractor, check_reads, make_extractor
 from eval.extrapolate import fid_infinity, sizes_for
 from eval.machine import commit, device_words, peak_memory_bytes, reset_peak_memory
 from eval.metrics import bootstrap_std, frechet_distance, kernel_distance, precision_recall, statistics
@@ -177,18 +177,20 @@ def measure(
     """
     parts = features.chunk(sets)
     values = [frechet_distance(statistics(part), reference.statistics) for part in parts]
-    kids = [kernel_distance(part, reference.features, reference.kernel_sums) for part in parts]
-    shares = torch.tensor([precision_recall(part, reference.features) for part in parts], dtype=torch.float64)
+    kid = precision = recall = None  # where the reference has no features
+    if reference.features is not None:
+        kid = sum(kernel_distance(part, reference.features, reference.kernel_sums) for part in parts) / sets
+        shares = torch.tensor([precision_recall(part, reference.features) for part in parts], dtype=torch.float64)
+        precision, recall = shares.mean(0).tolist()
     if sets > 1:
         std = float(torch.tensor(values, dtype=torch.float64).std())
     else:
         std = bootstrap_std(features, reference.statistics, bootstrap, strata=strata) if bootstrap else None
-    precision, recall = shares.mean(0).tolist()
     return {
         "fid": sum(values) / sets,
         "fid_std": std,
         "fid_infinity": fid_infinity(features, reference.statistics, extrapolate) if extrapolate else None,
-        "kid": sum(kids) / sets,
+        "kid": kid,
         "precision": precision,
         "recall": recall,
     }
@@ -238,6 +240,10 @@ class Sweep:
                 sizes_for(config.n * config.sets, extractor.width, config.extrapolate)  # refuses what cannot be
         self.out = Path(config.out)
         self.features_folder = self.out.parent / "features"
+        if config.compile:
+            for network in {id(task.run): task.run.model.network for task in self.tasks}.values():
+                # forward alone: hooks, which count evaluations, stay outside. One graph a batch size: they are few.
+                network.forward = torch.compile(network.forward, dynamic=False)
         self.batch_size = config.batch_size  # falls where memory does not suffice
         self.done = {identity(row): row for row in read_rows(self.out)}
         self.references: dict[str, Reference] = {}
@@ -294,19 +300,17 @@ class Sweep:
     def _reference(self, extractor: Extractor) -> Reference:
         """The reference, from the cache or computed by all processes together."""
 
-        def extract(images: Tensor) -> Tensor:
-            mine = share_of(len(images), self.state)
-            quiet = not self.state.is_main_process
-            words = f"{extractor.name} reference"
-            with tqdm(total=len(mine), desc=words, unit="img", dynamic_ncols=True, disable=quiet) as bar:
-                parts = [torch.empty(0, extractor.width)]
-                for index in mine.split(extractor.batch_size):
-                    parts.append(extractor(images[index]))
-                    bar.update(len(index))
-            # Whoever is here found no entry, and none is written before all have arrived at this line.
-            return gather_in_order(torch.cat(parts), len(images), self.state)
+        words, quiet = f"{extractor.name} reference", not self.state.is_main_process
+        with tqdm(total=len(self.data), desc=words, unit="img", dynamic_ncols=True, disable=quiet, delay=1) as bar:
 
-        return reference_for(self.data, extractor, self.config.cache, extract)
+            def extract(images: Tensor) -> Tensor:
+                parts = [torch.empty(0, extractor.width)]
+                for index in share_of(len(images), self.state).split(extractor.batch_size):
+                    parts.append(extractor(images[index]))
+                    bar.update(len(index) * self.state.num_processes)
+                return gather_in_order(torch.cat(parts), len(images), self.state)
+
+            return reference_for(self.data, extractor, self.config.cache, extract, self.state.is_main_process)
 
     def _floor_protocol(self, extractor: Extractor) -> dict:
         size = min(self.config.n, len(self.floor_data))
@@ -336,7 +340,7 @@ class Sweep:
             images = sample_images(task.run, task.sampler, 1, indices[:count], *given)
             return images, time.perf_counter() - start
 
-        sample(2)  # pays for set-up
+        sample(len(indices) if config.compile else 2)  # pays for set-up
         images, seconds = sample(len(indices))
         sampling = seconds / len(indices) / evals * sum(t.nfe for t in todo)
         extracting = 0.0
@@ -374,7 +378,9 @@ class Sweep:
     def _sample(self, task: Task, extractors: list[Extractor], bar: tqdm) -> dict[str, Sampled]:
         """Samples sets * n images, each process its share, and gathers everyone's: by extractor."""
         config, run, total = self.config, task.run, self.config.n * self.config.sets
-        sample_images(run, task.sampler, 1, torch.arange(2), config.seed)  # pays for set-up that is not the sampler's
+        warm = min(self.batch_size, share_of(total, self.state).numel()) if config.compile else 2
+        given = (config.seed, task.guidance_scale)
+        sample_images(run, task.sampler, 1, torch.arange(warm), *given)  # pays for set-up that is not the sampler's
         reset_peak_memory(self.device)
         begun = bar.n
 
@@ -392,7 +398,7 @@ class Sweep:
             "nfe": forwards / total,
             "seconds_per_image": seconds / total,
             "peak_memory_bytes": peak_memory_bytes(self.device),
-            "device": device_words(self.device),
+            "device": device_words(self.device) + ", compiled" * config.compile,
         }
         if -(-total // self.state.num_processes) < config.keep_samples:  # few images: the first ones lie on several processes
             first = gather_in_order(first, total, self.state)
@@ -466,7 +472,7 @@ class Sweep:
 
 
 def _weights_for(name: str, weights: str | None) -> str | None:
-    return weights if name == INCEPTION else None
+    return weights if issubclass(EXTRACTORS.get(name, Extractor), InceptionExtractor) else None
 
 
 def in_words(seconds: float) -> str:

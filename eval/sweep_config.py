@@ -52,7 +52,8 @@ class SweepConfig(Strict):
     (0 = off); rows measured before stay as they are. reference: the split compared with; floor: also measure the other split
     against it. keep_samples: first images of every row kept as a picture beside `out`; keep_features: keep every point's features
     in a folder features/ beside `out`, from where later sweeps take them in place of sampling. extractor_weights: a file for
-    inception-v3-compat. device: null = a GPU if there is one. data: what runs are compared with that do not know what they
+    Inception. device: null = a GPU if there is one. compile: run the networks through torch.compile, which costs a minute at
+    the start and speeds up long sweeps; the rows name it with the device, since it changes the last bits. data: what runs are compared with that do not know what they
     were trained on, such as published checkpoints; a run that knows must have the same.
     """
 
@@ -71,6 +72,7 @@ class SweepConfig(Strict):
     keep_features: bool = False
     floor: bool = True
     device: str | None = None
+    compile: bool = False
     cache: str = "runs/.cache/reference"
     data: DataConfig | None = None
     entries: tuple[SweepEntry, ...]

@@ -51,8 +51,7 @@ def trade_off_tables(rows: list[dict]) -> str:
                 "" if is_floor(row) else f"{row['nfe']:g}",
                 f"{1e3 * row['seconds_per_image']:.3g}" if row.get("seconds_per_image") else "",
                 number_words(row["fid"], row["fid_std"]),
-                f"{row['precision']:.3f}",
-                f"{row['recall']:.3f}",
+                *("" if row[key] is None else f"{row[key]:.3f}" for key in ("precision", "recall")),
                 f"{100 * off:.1f} %" if off is not None else "",
             ]
             lines.append("| " + " | ".join(cells) + " |")
