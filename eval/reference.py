@@ -16,18 +16,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from core.data import ImageData
 from core.errors import UserError
+from core.processes import gather_in_order, share_of
 from eval.extractors import Extractor
 from eval.metrics import Statistics, statistics
 
 CACHE = Path("runs/.cache/reference")
 SHIPPED = Path(__file__).parent / "references"
 PART = 2000  # images whose features are kept together while the rest is computed
+LARGEST = 20e6  # bytes of a shipped reference
 KEPT = 5000  # images whose features are kept for KID, precision and recall
 VERSION = 1  # of what is stored; part of the key
 
@@ -93,7 +97,7 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     os.replace(partial, path)
 
 
-def ship(data: ImageData, extractor: Extractor, cache: str | Path = CACHE, folder: Path = SHIPPED) -> Path:
+def ship(data: ImageData, extractor: Extractor, cache: str | Path, folder: Path) -> Path:
     """Writes mean and covariance (float32, the covariance's upper triangle) of a reference in the cache to `folder`.
 
     Raises:
@@ -146,6 +150,8 @@ def reference_for(
         files = [parts / f"{first:08d}.safetensors" for first in range(0, len(data), PART)]
         ready = [_read(file) for file in files]  # before anything is written, so that all processes see the same
         found = []
+        if any(ready):
+            print(f"{extractor.name} reference: {sum(map(bool, ready))} of {len(files)} parts are there already", file=sys.stderr)
         for file, done, images in zip(files, ready, data.images.split(PART), strict=True):
             found.append(done["features"] if done else (extract or extractor)(images))
             if writes and not done:
@@ -162,3 +168,18 @@ def reference_for(
             shutil.rmtree(parts)
     given = Statistics(tensors["mean"].numpy(), tensors["cov"].numpy())
     return Reference(given, tensors["features"], len(data), data.sha256, {})
+
+
+def shared_reference(data: ImageData, extractor: Extractor, cache: str | Path, state: PartialState) -> Reference:
+    """`reference_for` on several processes, each with its share of the images, and with a progress bar."""
+    quiet = not state.is_main_process
+    with tqdm(total=len(data), desc=f"{extractor.name} reference", unit="img", dynamic_ncols=True, disable=quiet, delay=1) as bar:
+
+        def extract(images: Tensor) -> Tensor:
+            parts = [torch.empty(0, extractor.width)]
+            for index in share_of(len(images), state).split(extractor.batch_size):
+                parts.append(extractor(images[index]))
+                bar.update(len(index) * state.num_processes)
+            return gather_in_order(torch.cat(parts), len(images), state)
+
+        return reference_for(data, extractor, cache, extract, state.is_main_process)

@@ -33,7 +33,7 @@ from eval.extractors import EXTRACTORS, ClassifierExtractor, Extractor, Inceptio
 from eval.extrapolate import fid_infinity, sizes_for
 from eval.machine import commit, device_words, peak_memory_bytes, reset_peak_memory
 from eval.metrics import bootstrap_std, frechet_distance, kernel_distance, precision_recall, statistics
-from eval.reference import Reference, balanced_choice, reference_for
+from eval.reference import Reference, balanced_choice, shared_reference
 from eval.rows import append_row, drop_torn_line, identity, only_writer, read_rows
 from eval.sweep_config import SweepConfig, SweepEntry
 
@@ -277,7 +277,7 @@ class Sweep:
                     _say(f"warning: n = {config.n} images for {extractor.width} features: compare only numbers at the same n")
         for extractor in self.extractors:
             if extractor in floors or any(extractor in self.missing(task) for task in todo):
-                self.references[extractor.name] = self._reference(extractor)
+                self.references[extractor.name] = shared_reference(self.data, extractor, config.cache, self.state)
         if self.state.is_main_process:
             for extractor in floors:
                 self._floor(extractor)
@@ -296,21 +296,6 @@ class Sweep:
         wanted = [protocol(config, e, self.data, t) for t in self.tasks for e in self.extractors]
         wanted += [self._floor_protocol(e) for e in self.extractors if self.floor_data]
         return [self.done[key] for key in dict.fromkeys(map(identity, wanted)) if key in self.done]
-
-    def _reference(self, extractor: Extractor) -> Reference:
-        """The reference, from the cache or computed by all processes together."""
-
-        words, quiet = f"{extractor.name} reference", not self.state.is_main_process
-        with tqdm(total=len(self.data), desc=words, unit="img", dynamic_ncols=True, disable=quiet, delay=1) as bar:
-
-            def extract(images: Tensor) -> Tensor:
-                parts = [torch.empty(0, extractor.width)]
-                for index in share_of(len(images), self.state).split(extractor.batch_size):
-                    parts.append(extractor(images[index]))
-                    bar.update(len(index) * self.state.num_processes)
-                return gather_in_order(torch.cat(parts), len(images), self.state)
-
-            return reference_for(self.data, extractor, self.config.cache, extract, self.state.is_main_process)
 
     def _floor_protocol(self, extractor: Extractor) -> dict:
         size = min(self.config.n, len(self.floor_data))

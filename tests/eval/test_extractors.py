@@ -109,6 +109,10 @@ def test_inception_on_grey_images(tmp_path, monkeypatch):
     features = extractor(images)
     assert (extractor.metric_name, extractor.width, features.shape) == ("FID", 2048, (2, 2048))
     assert torch.equal(features, extractor.network(images.repeat(1, 3, 1, 1))[0])
+    fast = make_extractor("inception-v3-compat-bf16")  # same weights, other precision, another name
+    assert (fast.metric_name, fast.sha256, fast.name) == ("FID", extractor.sha256, "inception-v3-compat-bf16")
+    error = (fast(images) - features).norm() / features.norm()
+    assert 1e-4 < error < 5e-2  # bfloat16 rounds to 4e-3, a hundred layers of it
     state["fc.bias"] += 1  # what the features do not depend on does not change the hash
     torch.save(state, file)
     assert make_extractor("inception-v3-compat").sha256 == extractor.sha256

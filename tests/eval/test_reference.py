@@ -7,10 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+import eval.reference
 from core.data import load_data
 from eval.extractors import make_extractor
-from eval.metrics import statistics
-from eval.reference import cache_file, reference_for
+from eval.metrics import frechet_distance, statistics
+from eval.reference import cache_file, reference_for, ship
+from eval.rows import read_rows
+from eval.sweep import run_sweep
+from eval.table import markdown_tables
+from eval.trade_off import trade_off_tables
+from tests.eval.test_sweep import cache, config, run, uninterrupted
+from tests.scripts.test_bad_input import run_script
 
 
 @pytest.fixture
@@ -73,3 +80,68 @@ def test_damaged_entry_is_computed_again(tmp_path, data, damage, capsys):
     assert (again.statistics.cov == good.statistics.cov).all() and torch.equal(again.features, good.features)
     reference_for(data, extractor, tmp_path, counting)
     assert counting.calls == 1
+
+
+def test_interrupted_computation_goes_on_after_its_last_part(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.setattr(eval.reference, "PART", 100)  # 449 images: 5 parts, the last one smaller
+    extractor = make_extractor("digits-cnn")
+    whole = reference_for(data, extractor, tmp_path / "whole")
+    seen = []
+
+    def killed(images):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(images)
+        return extractor(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        reference_for(data, extractor, tmp_path / "cut", killed)
+    part = sorted((tmp_path / "cut").glob("*.parts/*"))[1]
+    part.write_bytes(part.read_bytes()[:-1])  # and one of the three is damaged
+    again = Counting(extractor)
+    resumed = reference_for(data, extractor, tmp_path / "cut", again)
+    assert again.calls == 3 and "2 of 5 parts are there already" in capsys.readouterr().err
+    assert torch.equal(resumed.features, whole.features) and (resumed.statistics.cov == whole.statistics.cov).all()
+    assert [path.suffix for path in (tmp_path / "cut").iterdir()] == [".safetensors"]
+
+
+def test_shipped_reference_measures_the_same_distance(run, cache, uninterrupted, tmp_path, monkeypatch):
+    """Without the images' features: no KID, precision and recall, which tables leave out."""
+    monkeypatch.setattr(eval.reference, "SHIPPED", tmp_path / "shipped")
+    train, extractor = load_data("digits", "train"), make_extractor("digits-cnn")
+    file = ship(train, extractor, cache, tmp_path / "shipped")
+    assert file.stat().st_size < 4 * (64 + 64 * 65 / 2) + 1000
+    monkeypatch.setattr(type(extractor), "_features", lambda *_: pytest.fail("it computed the reference"))
+    found = reference_for(train, extractor, tmp_path / "nothing")
+    assert found.features is None and found.size == 1348
+    monkeypatch.undo()
+    monkeypatch.setattr(eval.reference, "SHIPPED", tmp_path / "shipped")
+
+    out = tmp_path / "rows" / "curves.jsonl"
+    run_sweep(config(run, out, str(tmp_path / "empty")))
+    assert not (tmp_path / "empty").exists()
+    for got, expected in zip(read_rows(out), read_rows(uninterrupted), strict=True):
+        assert got["fid"] == pytest.approx(expected["fid"], rel=1e-4) and got["fid_std"] == pytest.approx(expected["fid_std"], rel=1e-3)
+        assert (got["kid"], got["precision"], got["recall"]) == (None, None, None)
+        assert got["class_histogram"] == expected["class_histogram"]
+    assert "| ddpm ddim | " in markdown_tables(read_rows(out)) and "|  |  |" in trade_off_tables(read_rows(out))
+
+    # of other data, or damaged, it is not used
+    images = train.images.clone()
+    images[0, 0, 3, 3] ^= 128
+    assert reference_for(replace(train, images=images), extractor, tmp_path / "other").features is not None
+    file.write_bytes(file.read_bytes()[:-1])
+    assert reference_for(train, extractor, tmp_path / "again").features is not None
+
+
+def test_ship_reference_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(eval.reference, "SHIPPED", tmp_path / "shipped")
+    given = ("digits", "digits-cnn", "--split", "test", "--cache", str(tmp_path / "cache"))
+    code, errors = run_script("ship_reference", *given)
+    assert code == 0, errors
+    (file,) = (tmp_path / "shipped").iterdir()
+    data, extractor = load_data("digits", "test"), make_extractor("digits-cnn")
+    stored = reference_for(data, extractor, tmp_path / "nothing")
+    assert frechet_distance(stored.statistics, statistics(extractor(data.images))) < 1e-4
+    code, errors = run_script("ship_reference", *given)
+    assert code != 0 and f"{file} exists" in errors

@@ -312,3 +312,16 @@ def test_launched_processes_that_do_not_know_each_other_are_refused(monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were launched but accelerate joined 1"):
         start_processes(cpu=True)
+
+
+def test_compiled_networks_give_the_same_rows(cache, tmp_path):
+    """torch.compile fuses and so rounds otherwise; evaluations are still counted one by one. A small network: it compiles fast."""
+    train_tiny(tmp_path / "run", images=64, own_network={"name": "affine"}, prediction="x0")
+    for name, compiled in (("eager", False), ("compiled", True)):
+        run_sweep(config(tmp_path / "run", tmp_path / name / "curves.jsonl", cache, compile=compiled, batch_size=30))
+    eager, fused = (comparable(tmp_path / name / "curves.jsonl") for name in ("eager", "compiled"))
+    for got, expected in zip(fused, eager, strict=True):
+        for key in ("fid", "kid", "precision", "recall"):
+            assert got[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-5), key
+        assert (got["nfe"], got["n"], got["steps"]) == (expected["nfe"], expected["n"], expected["steps"])
+    assert [row["device"].endswith(", compiled") for row in read_rows(tmp_path / "compiled" / "curves.jsonl")[1:]] == [True] * 4
