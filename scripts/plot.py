@@ -1,7 +1,7 @@
 """Draws curves.png, seconds.png (both also as .svg) and samples.png from a curves file, without sampling anything.
 
     python -m scripts.plot runs/quickstart/curves.jsonl
-    python -m scripts.plot a/curves.jsonl b/curves.jsonl --out pictures --markdown table.md
+    python -m scripts.plot a/curves.jsonl b/curves.jsonl --out pictures --markdown table.md --relative-to teacher
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from core.errors import UserError, command_line
 from eval.plots import plot_all
+from eval.ratios import ratio_tables
 from eval.rows import read_rows
 from eval.table import markdown_tables
 from eval.trade_off import trade_off_tables
@@ -25,7 +26,10 @@ def main() -> None:
     parser.add_argument("curves", type=Path, nargs="+", help="curves.jsonl, or several to draw together")
     parser.add_argument("--out", type=Path, help="folder for the pictures (default: that of the first curves file)")
     parser.add_argument("--markdown", type=Path, help="also write the tables, as Markdown, to this file")
+    parser.add_argument("--relative-to", metavar="RUN", help="and a table of ratios to the best that the run of this name reaches")
     a = parser.parse_args()
+    if a.relative_to and not a.markdown:
+        raise UserError("--relative-to adds a table to the file of --markdown: name one")
     rows = []
     for file in a.curves:
         if not file.exists():
@@ -34,11 +38,12 @@ def main() -> None:
             if row["samples"]:  # so that every row's samples are relative to the first file's folder
                 row["samples"] = os.path.relpath(file.parent / row["samples"], a.curves[0].parent)
             rows.append(row)
+    ratios = f"{ratio_tables(rows, a.relative_to)}\n\n" if a.relative_to else ""
     for path in plot_all(rows, a.curves[0].parent, a.out or a.curves[0].parent):
         print(path)
     if a.markdown:
         a.markdown.parent.mkdir(parents=True, exist_ok=True)
-        a.markdown.write_text(f"{markdown_tables(rows)}\n\n{trade_off_tables(rows)}\n")
+        a.markdown.write_text(f"{markdown_tables(rows)}\n\n{ratios}{trade_off_tables(rows)}\n")
         print(a.markdown)
 
 

@@ -12,5 +12,7 @@ mkdir -p "$to/configs"
 cp "$from/curves.jsonl" "$to/"
 rm -rf "$to/samples" && cp -R "$from/samples" "$to/"
 for config in "$from"/*/config.yaml; do cp "$config" "$to/configs/$(basename "$(dirname "$config")").yaml"; done
-python -m scripts.plot "$to/curves.jsonl" --markdown "$to/table.md"
+ratios=()
+if grep -q '"run": "teacher"' "$to/curves.jsonl"; then ratios=(--relative-to teacher); fi
+python -m scripts.plot "$to/curves.jsonl" --markdown "$to/table.md" ${ratios[@]+"${ratios[@]}"}
 python -m scripts.report "$to" --runs "$from"

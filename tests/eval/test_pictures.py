@@ -11,6 +11,7 @@ from core.errors import UserError
 from core.pictures import save_png, tile
 from eval.pareto import pareto_front
 from eval.plots import plot_all, series_of
+from eval.ratios import ratio, ratio_tables
 from eval.rows import IDENTITY, by_protocol
 from eval.style import look_of, read_styles
 from eval.table import markdown_tables, text_tables
@@ -128,3 +129,19 @@ def test_coverage_is_drawn_where_it_was_measured(tmp_path):
     with Image.open(tmp_path / "coverage.png") as image:
         assert np.asarray(image.convert("L")).std() > 10
     assert "coverage.png" not in {p.name for p in plot_all(ROWS, tmp_path, tmp_path / "without")}
+
+
+def test_ratios_are_to_the_named_runs_best_with_both_errors():
+    table = ratio_tables(ROWS, "ddpm").splitlines()
+    assert "0.500 ± 0.050 (ddpm ddim, 1000 steps)" in table[0]
+    assert table[2] == "| steps | 1 | 2 | 10 |"
+    assert table[4].startswith("| ddpm ddim | 1000 ± 141 |  | 100 ± 14 |")
+    # against draws: the ratio of two independent normal variables of 2 % spread
+    best, other = row("ddpm", 4, 20.0, fid_std=0.4), row("new", 1, 50.0, fid_std=1.0)
+    draw = torch.randn(2, 200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = (50 + draw[0]) / (20 + 0.4 * draw[1])
+    value, std = ratio(other, best)
+    assert value == pytest.approx(float(drawn.mean()), rel=2e-3) and std == pytest.approx(float(drawn.std()), rel=2e-2)
+    assert ratio(best, best) == (1.0, None) and ratio(row("new", 1, 50.0, fid_std=None), best) == (2.5, None)
+    with pytest.raises(UserError, match="no row is of run 'dpm'.*ddpm"):
+        ratio_tables(ROWS, "dpm")
