@@ -40,6 +40,16 @@ recipe() {
 
 train() { python -m scripts.train "$@"; }
 
+# measure CONFIG [key=value ...]: a sweep. Without a GPU two processes share the sampling, since networks this small do not keep many
+# cores busy; the rows are those of one.
+measure() {
+    local processes=1
+    if [ "$(cores)" -gt 1 ] && python -c 'import sys, torch; sys.exit(torch.cuda.is_available())'; then processes=2; fi
+    torchrun --standalone --nproc_per_node "$processes" -m scripts.evaluate "$@"
+}
+
+cores() { nproc 2>/dev/null || sysctl -n hw.ncpu; }
+
 # ensure_teacher: the data set's teacher at $runs/teacher. What is there is used; without it the one that ships with this
 # repository is copied, or with SHIPPED=no, or where none ships, a teacher is trained.
 ensure_teacher() {

@@ -16,8 +16,7 @@ mkdir -p "$RUNS"
 
 # Two lanes side by side: the teacher with its students, and the flows and baselines. On a processor each gets half of the cores, which is
 # faster than all cores for one after the other, since networks this small do not keep many cores busy.
-cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(cores) > 1 ? $(cores) / 2 : 1))}
 started=$SECONDS
 
 flows() { bash scripts/distill_flow.sh "$dataset" && bash scripts/train_baselines.sh "$dataset"; }
@@ -39,11 +38,7 @@ trap - EXIT INT TERM
 set +m
 echo "training took $(((SECONDS - started) / 60)) min; now the curve" >&2
 
-# Without a GPU two processes share the sampling, for the same reason; the rows are those of one process.
-processes=1
-if [ "$cores" -gt 1 ] && python -c 'import sys, torch; sys.exit(torch.cuda.is_available())'; then processes=2; fi
-torchrun --standalone --nproc_per_node "$processes" -m scripts.evaluate "$configs/curve.yaml" \
-    out="$RUNS/curves.jsonl" runs="$RUNS"
+measure "$configs/curve.yaml" out="$RUNS/curves.jsonl" runs="$RUNS"
 python -m scripts.plot "$RUNS/curves.jsonl"
 python -m scripts.report "$RUNS"
 echo "quickstart took $(((SECONDS - started) / 60)) min: see $RUNS/report.html, or curves.png and samples.png there" >&2

@@ -9,4 +9,9 @@ dataset=${1:-}
 export RUNS=${RUNS:-runs/$dataset}
 recipe "$dataset"
 bash scripts/quickstart.sh "$dataset"
+for extra in "$configs"/curve-*.yaml; do # what the quickstart leaves out, such as FID in Inception's features
+    [ -f "$extra" ] || continue
+    if grep -q '^extractor: inception' "$extra"; then python -m scripts.fetch_inception; fi
+    measure "$extra" out="$RUNS/curves.jsonl" runs="$RUNS"
+done
 bash scripts/publish.sh "$RUNS" "${OUT:-results/$dataset}"

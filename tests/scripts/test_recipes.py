@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.extractors import EXTRACTORS, INCEPTION, Extractor
+from eval.extractors import EXTRACTORS, INCEPTION, INCEPTION_BFLOAT16, Extractor
 from tests.archives import write_cifar, write_idx
 from tests.scripts.test_bad_input import run_script
 
@@ -40,11 +40,12 @@ def test_recipes(dataset, tmp_path, monkeypatch):
     if dataset == "fashion_mnist":
         write_idx(tmp_path)
         common.append(f"data.root={tmp_path}")
+    for name in (INCEPTION, INCEPTION_BFLOAT16):
+        monkeypatch.setitem(EXTRACTORS, name, Brightness)
     if dataset == "cifar10":
         pytest.importorskip("torchvision")
         write_cifar(tmp_path, monkeypatch, 8)
         common.append(f"data.root={tmp_path}")
-        monkeypatch.setitem(EXTRACTORS, INCEPTION, Brightness)
     depth = {"digits": "[8]", "fashion_mnist": "[8,8]", "cifar10": "[8,8]"}[dataset]
     small = [f"model.network.widths={depth}", "model.network.blocks=1"]
 
@@ -74,7 +75,8 @@ def test_recipes(dataset, tmp_path, monkeypatch):
     plan = eval.sweep.plan
     monkeypatch.setattr(eval.sweep, "plan", lambda config, device: [t for t in plan(config, device) if t.steps <= 4])
     curve = ["n=8", "sets=1", "bootstrap=2", f"runs={runs}", f"out={tmp_path}/curves.jsonl", f"cache={tmp_path}/cache"]
-    succeeds("evaluate", configs / "curve.yaml", *curve)
+    for file in sorted(configs.glob("curve*.yaml")):
+        succeeds("evaluate", file, *curve)
     rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
     assert {r["method"] for r in rows} >= {"ddpm", "progressive", "consistency", "rectified-flow", "reflow", "ppca", "vae", "gan"}
     assert ("floor" in {r["method"] for r in rows}) == (dataset != "cifar10")
