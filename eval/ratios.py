@@ -42,9 +42,9 @@ def ratio_tables(rows: list[dict], run: str) -> str:
                 series.setdefault(series_key(row), {})[row["steps"]] = row
         steps = sorted({step for points in series.values() for step in points})
         where = f"{series_words(best, group)}, {best['steps']} step{'s' * (best['steps'] > 1)}"
+        lowest = f"the lowest of run {run}, {number_words(best['fid'], best['fid_std'])} ({where})"
         lines = [
-            f"{protocol_words(group)}: {measure_words(best)} over the lowest of run {run}, "
-            f"{number_words(best['fid'], best['fid_std'])} ({where})",
+            f"{protocol_words(group)}: {measure_words(best)} over {lowest}",
             "",
             "| steps | " + " | ".join(map(str, steps)) + " |",
             "|---" + "|---:" * len(steps) + "|",
