@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import hypot
 
 from core.errors import UserError, nearest
+from eval.compare import standard_error
 from eval.rows import by_protocol, is_floor, measure_words
 from eval.table import number_words, protocol_words, series_key, series_words
 
@@ -12,13 +13,11 @@ FEW = 16  # steps that the table ends with: with more, students and teachers mee
 
 
 def ratio(row: dict, best: dict) -> tuple[float, float | None]:
-    """row's distance over best's, and its standard deviation (first order, errors independent; None where one has none)."""
-    value = row["fid"] / best["fid"]
-    if row is best:
+    """row's distance over best's, and its standard error (first order, errors independent; None where one has none)."""
+    value, errors = row["fid"] / best["fid"], (standard_error(row), standard_error(best))
+    if row is best or None in errors:
         return value, None
-    if row["fid_std"] is None or best["fid_std"] is None:
-        return value, None
-    return value, value * hypot(row["fid_std"] / row["fid"], best["fid_std"] / best["fid"])
+    return value, value * hypot(errors[0] / row["fid"], errors[1] / best["fid"])
 
 
 def ratio_tables(rows: list[dict], run: str) -> str:
@@ -44,7 +43,7 @@ def ratio_tables(rows: list[dict], run: str) -> str:
         where = f"{series_words(best, group)}, {best['steps']} step{'s' * (best['steps'] > 1)}"
         lowest = f"the lowest of run {run}, {number_words(best['fid'], best['fid_std'])} ({where})"
         lines = [
-            f"{protocol_words(group)}: {measure_words(best)} over {lowest}",
+            f"{protocol_words(group)}: {measure_words(best)} over {lowest}; ± is a standard error",
             "",
             "| steps | " + " | ".join(map(str, steps)) + " |",
             "|---" + "|---:" * len(steps) + "|",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from core.errors import UserError, command_line
 from eval.plots import plot_all
+from eval.ranking import ranking_tables
 from eval.ratios import ratio_tables
 from eval.rows import read_rows
 from eval.table import markdown_tables
@@ -43,7 +44,7 @@ def main() -> None:
         print(path)
     if a.markdown:
         a.markdown.parent.mkdir(parents=True, exist_ok=True)
-        a.markdown.write_text(f"{markdown_tables(rows)}\n\n{ratios}{trade_off_tables(rows)}\n")
+        a.markdown.write_text(f"{markdown_tables(rows)}\n\n{ratios}{ranking_tables(rows)}\n\n{trade_off_tables(rows)}\n")
         print(a.markdown)
 
 

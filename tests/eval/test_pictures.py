@@ -11,6 +11,7 @@ from core.errors import UserError
 from core.pictures import save_png, tile
 from eval.pareto import pareto_front
 from eval.plots import plot_all, series_of
+from eval.ranking import ranking, ranking_tables
 from eval.ratios import ratio, ratio_tables
 from eval.rows import IDENTITY, by_protocol
 from eval.style import look_of, read_styles
@@ -145,3 +146,18 @@ def test_ratios_are_to_the_named_runs_best_with_both_errors():
     assert ratio(best, best) == (1.0, None) and ratio(row("new", 1, 50.0, fid_std=None), best) == (2.5, None)
     with pytest.raises(UserError, match="no row is of run 'dpm'.*ddpm"):
         ratio_tables(ROWS, "dpm")
+
+
+def test_ranking_names_the_best_at_equal_evaluations():
+    rows = [
+        *ROWS,
+        row("ddpm", 1, 500.0, sampler="heun"),  # in one step the same as DDIM: one place for both
+        row("third", 1, 60.0, fid_std=8.0),
+        row("sets", 1, 40.0, fid_std=5.0, fid_error="4 sets"),
+    ]
+    found = ranking(by_protocol(rows)[0])
+    assert {nfe: [r["method"] for r in best] for nfe, best in found.items()} == {1: ["sets", "new", "third", "ddpm"]}
+    line = ranking_tables(rows).splitlines()[-1]
+    # the error of a mean of 4 sets is half their spread: (50 - 40) / sqrt(5^2 + 2.5^2), (60 - 40) / sqrt(8^2 + 2.5^2)
+    assert line == "| 1 | sets ddim 40.0 ± 5.0 | new ddim 50.0 ± 5.0 (z = 1.8) | third ddim 60.0 ± 8.0 (z = 2.4) |"
+    assert ranking_tables(ROWS[:3]) == ""
