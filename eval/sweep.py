@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,189 +17,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.counting import count_evals
-from core.data import ImageData
 from core.errors import UserError
-from core.grids import make_grid
-from core.method import DataConfig
-from core.noise import Noise
 from core.pictures import save_png, tile
-from core.predictions import Denoised
 from core.processes import gather_in_order, share_of, start_processes, sum_over
-from core.runs import Run, load_run, sample_images
-from core.samplers import Progress, make_sampler
+from core.runs import sample_images
+from core.samplers import Progress
 from eval import kept_features
-from eval.extractors import EXTRACTORS, ClassifierExtractor, Extractor, InceptionExtractor, check_reads, make_extractor
-from eval.extrapolate import fid_infinity, sizes_for
-from eval.machine import commit, device_words, peak_memory_bytes, reset_peak_memory
-from eval.metrics import bootstrap_std, frechet_distance, kernel_distance, precision_recall, statistics
+from eval.extractors import EXTRACTORS, Extractor, InceptionExtractor, check_reads, make_extractor
+from eval.extrapolate import sizes_for
+from eval.machine import device_words, peak_memory_bytes, reset_peak_memory
+from eval.plan import Task, data_of, expected_nfe, plan, protocol
 from eval.reference import Reference, balanced_choice, shared_reference
+from eval.row_metrics import class_histogram, measure
 from eval.rows import append_row, drop_torn_line, identity, only_writer, read_rows
-from eval.sweep_config import SweepConfig, SweepEntry
-
-
-@dataclass(frozen=True)
-class Task:
-    """One point to measure. nfe: network evaluations an image, expected (what the row reports is counted)."""
-
-    run: Run
-    entry: SweepEntry
-    sampler: str
-    steps: int
-    guidance_scale: float
-    nfe: int
-
-    @property
-    def grid(self) -> str:
-        return self.entry.grid or make_sampler(self.sampler).grid
-
-    @property
-    def words(self) -> str:
-        guided = "" if self.guidance_scale == 1.0 else f" guidance {self.guidance_scale:g}"
-        return f"{self.entry.method or self.run.method} {self.sampler}{guided} x{self.steps}"
-
-
-class _Stub:
-    """A denoiser without a network, to learn how often a sampler asks."""
-
-    def __init__(self, path):
-        self.path, self.calls = path, 0
-
-    def __call__(self, x: Tensor, t: Tensor) -> Denoised:
-        self.calls += 1
-        return Denoised(torch.zeros_like(x), x)
-
-
-def expected_nfe(run: Run, sampler: str, grid: str | None, steps: int, guidance_scale: float) -> int:
-    """Network evaluations an image, found by running the sampler on one pixel; for the estimate and the progress bar.
-
-    Raises:
-        UserError: a grid that this run does not have, or guidance without classes.
-    """
-    chosen = make_sampler(sampler)
-    try:
-        times = make_grid(grid or chosen.grid, run.model.path, steps, run.model.discrete_steps)
-    except UserError as error:
-        raise UserError(f"{run.folder} with {sampler}: {error}") from error
-    if guidance_scale != 1.0 and not run.num_classes:
-        raise UserError(f"{run.folder}: guidance_scale={guidance_scale} needs a class-conditional model; 1.0 is off")
-    stub = _Stub(run.model.path)
-    chosen.run(stub, torch.zeros(1, 1, 1, 1), times, Noise(0, torch.zeros(1, dtype=torch.int64)))
-    return stub.calls * (1 if guidance_scale == 1.0 else 2)
-
-
-def data_of(config: SweepConfig, run: Run) -> DataConfig:
-    """The data a run is compared with: its own, or the sweep's where the run does not know.
-
-    Raises:
-        UserError: neither is known, or they differ.
-    """
-    if run.data is None and config.data is None:
-        raise UserError(
-            f"{run.folder} does not say what it was trained on ({run.channels}x{run.side}x{run.side} images): name the data to "
-            "compare it with, in a config data: {name: cifar10}, on the command line --data cifar10"
-        )
-    if run.data is not None and config.data is not None and run.data != config.data:
-        trained, given = run.data.name, config.data.name
-        raise UserError(f"{run.folder} was trained on data {trained}, but the sweep's data is {given}: remove data")
-    return run.data or config.data
-
-
-def plan(config: SweepConfig, device: torch.device) -> list[Task]:
-    """All points of the sweep, in the order of the config; everything that can be refused is refused here."""
-    tasks = []
-    for entry in config.entries:
-        loaded: dict[Path, Run] = {}  # a run may keep another model for some numbers of steps
-        for sampler in entry.samplers:
-            for scale in entry.guidance_scales:
-                for steps in entry.steps:
-                    run = load_run(config.folder_of(entry), entry.weights, device, steps)
-                    run = loaded.setdefault(run.weights_file, run)
-                    nfe = expected_nfe(run, sampler, entry.grid, steps, scale)
-                    tasks.append(Task(run, entry, sampler, steps, scale, nfe))
-    if len(used := {data_of(config, task.run) for task in tasks}) > 1:
-        raise UserError(f"the runs of one sweep share a data set, these have {sorted(data.name for data in used)}: split it")
-    return tasks
-
-
-def protocol(config: SweepConfig, extractor: Extractor, data: ImageData, task: Task | None) -> dict:
-    """The part of a row that is known before anything is measured; task None: the floor."""
-    run, entry = (task.run, task.entry) if task else (None, None)
-    other = "test" if config.reference == "train" else "train"
-    return {
-        "dataset": data.name,
-        "method": (entry.method or run.method) if task else "floor",
-        "run": run.name if task else f"{data.name} {other}",
-        "teacher": run.teacher if task else None,
-        "sampler": task.sampler if task else None,
-        "steps": task.steps if task else None,
-        "nfe": None,
-        "guidance_scale": task.guidance_scale if task else None,
-        "metric": extractor.metric_name,
-        "fid": None,
-        "fid_std": None,
-        "fid_error": config.error_bar(config.sets if task else 1, bool(run.num_classes if task else data.num_classes)),
-        "fid_infinity": None,
-        "kid": None,
-        "precision": None,
-        "recall": None,
-        "n": config.n,
-        "extractor": extractor.name,
-        "extractor_sha256": extractor.sha256,
-        "reference": f"{data.name} {config.reference}",
-        "reference_sha256": data.sha256,
-        "ema": run.ema if task else None,
-        "seed": config.seed if task else None,
-        "threshold": entry.threshold if task else None,
-        "grid": task.grid if task else None,
-        "seconds_per_image": None,
-        "peak_memory_bytes": None,
-        "device": None,
-        "train_images": run.train_images if task else None,
-        "train_evals": run.train_evals if task else None,
-        "train_seconds": run.train_seconds if task else None,
-        "config_sha256": run.config_sha256 if task else None,
-        "weights_sha256": run.weights_sha256 if task else None,
-        "commit": commit(),
-        "class_histogram": None,
-        "samples": None,
-    }
-
-
-def measure(
-    features: Tensor, reference: Reference, sets: int, bootstrap: int, extrapolate: int = 0, strata: Tensor | None = None
-) -> dict:
-    """The metrics of features [sets * n, D]: means over the sets, and the standard deviation that the config asks for.
-
-    strata: classes [sets * n] whose numbers were fixed beforehand, for the bootstrap.
-
-    fid_infinity is of all the images together; None with extrapolate = 0.
-    """
-    parts = features.chunk(sets)
-    values = [frechet_distance(statistics(part), reference.statistics) for part in parts]
-    kid = precision = recall = None  # where the reference has no features
-    if reference.features is not None:
-        kid = sum(kernel_distance(part, reference.features, reference.kernel_sums) for part in parts) / sets
-        shares = torch.tensor([precision_recall(part, reference.features) for part in parts], dtype=torch.float64)
-        precision, recall = shares.mean(0).tolist()
-    if sets > 1:
-        std = float(torch.tensor(values, dtype=torch.float64).std())
-    else:
-        std = bootstrap_std(features, reference.statistics, bootstrap, strata=strata) if bootstrap else None
-    return {
-        "fid": sum(values) / sets,
-        "fid_std": std,
-        "fid_infinity": fid_infinity(features, reference.statistics, extrapolate) if extrapolate else None,
-        "kid": kid,
-        "precision": precision,
-        "recall": recall,
-    }
-
-
-def class_histogram(features: Tensor, extractor: Extractor, data: ImageData) -> list[int] | None:
-    """Images [num_classes] that the classifier counts to each class; None where it does not know the data's classes."""
-    if not isinstance(extractor, ClassifierExtractor) or extractor.classifier.spec.dataset != data.name:
-        return None
-    return torch.bincount(extractor.logits_of(features).argmax(1), minlength=extractor.num_classes).tolist()
+from eval.sweep_config import SweepConfig
 
 
 class _MemoryExhausted(Exception):

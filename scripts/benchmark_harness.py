@@ -28,7 +28,8 @@ from core.runs import sample_images
 from eval import metrics
 from eval.extractors import Extractor
 from eval.reference import Reference
-from eval.sweep import Sweep, measure
+from eval.row_metrics import measure
+from eval.sweep import Sweep
 from eval.sweep_config import SweepConfig
 
 OVERHEAD, METRICS_SECONDS = 0.10, 5.0  # goals
