@@ -13,9 +13,10 @@ from eval.labels import place_labels
 from eval.pareto import pareto_front
 from eval.rows import by_protocol, is_floor, measure_words
 from eval.style import Look, look_of, read_styles
-from eval.table import protocol_words, series_key, series_words
+from eval.table import number_words, protocol_words, series_key, series_words
 
 TICKS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000]
+FAR = 5  # times below the best point, a floor is told in words, since its line would take half of the picture
 SHOWN = 4  # samples in a cell of the grid of samples
 
 
@@ -91,12 +92,17 @@ def plot_curves(group: list[dict], path: Path, against: str = "nfe") -> None:
             capsize=2.5, elinewidth=1, markeredgecolor="white", markeredgewidth=0.6, zorder=3,
         )  # fmt: skip
         ends.append((x, y, _name(rows[0], group), look.color))
+    best = min(y.min() for _, y, _, _ in ends)
     for row in filter(is_floor, group):
-        axes.axhline(row["fid"], color="black", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
         words = f"floor: {row['run']} against {row['reference']}" + (f", n = {row['n']}" if row["n"] != n_of(group) else "")
+        if far := row["fid"] < best / FAR:
+            axes.set_ylim(bottom=best / 1.8)
+            words += f": {number_words(row['fid'], row['fid_std'])}, below this picture"
+        else:
+            axes.axhline(row["fid"], color="black", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
         axes.annotate(
-            words, (0.995, row["fid"]), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-            ha="right", fontsize=9,
+            words, (0.995, 0 if far else row["fid"]), xycoords=("axes fraction", "axes fraction" if far else "data"),
+            xytext=(0, 3), textcoords="offset points", ha="right", fontsize=9,
         )  # fmt: skip
     _front(axes, group, against)
     _axes(axes, group, against)

@@ -34,6 +34,8 @@ def ratio_tables(rows: list[dict], run: str) -> str:
         own = [row for row in group if row["run"] == run and not is_floor(row)]
         if not own:
             continue
+        if all(row["steps"] > FEW for row in group if not is_floor(row)):
+            continue
         best = min(own, key=lambda row: row["fid"])
         series: dict[tuple, dict[int, dict]] = {}
         for row in group:

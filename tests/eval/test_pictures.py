@@ -143,6 +143,7 @@ def test_ratios_are_to_the_named_runs_best_with_both_errors():
     drawn = (50 + draw[0]) / (20 + 0.4 * draw[1])
     value, std = ratio(other, best)
     assert value == pytest.approx(float(drawn.mean()), rel=2e-3) and std == pytest.approx(float(drawn.std()), rel=2e-2)
+    assert ratio_tables([row("ddpm", 100, 3.0)], "ddpm") == ""  # nothing of few steps to show
     assert ratio(best, best) == (1.0, None) and ratio(row("new", 1, 50.0, fid_std=None), best) == (2.5, None)
     with pytest.raises(UserError, match="no row is of run 'dpm'.*ddpm"):
         ratio_tables(ROWS, "dpm")
