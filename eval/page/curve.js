@@ -96,9 +96,11 @@ function drawCurve() {
   });
   const span = xs.length ? [low / 1.3, high * 1.35] : [1, 10];
   const annotations = [];
+  const best = Math.min(...ys);
   for (const row of floors) {
     const y = height(row[key]);
-    ys.push(y);
+    const far = log && y < best / 5; // its line would take half of the picture: told in words, as in the printed one
+    if (!far) ys.push(y);
     const words = `floor: ${row.run}${row.n === rows[0].n ? "" : `, n = ${row.n}`}`;
     traces.unshift({
       type: "scatter",
@@ -111,10 +113,11 @@ function drawCurve() {
       hovertemplate: "<b>real images against real images</b><br>%{text}<extra></extra>",
     });
     annotations.push({
-      text: words,
+      text: far ? `${words}: ${digits(row[key])}, below this picture` : words,
       xref: "paper",
       x: xKey === "train_evals" ? 0 : 1,
-      y: log ? Math.log10(y) : y,
+      yref: far ? "paper" : "y",
+      y: far ? 0 : log ? Math.log10(y) : y,
       xanchor: xKey === "train_evals" ? "left" : "right",
       yanchor: "bottom",
       showarrow: false,
