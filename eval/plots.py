@@ -241,7 +241,8 @@ def plot_samples(group: list[dict], folder: Path, path: Path) -> bool:
     for axes, count in zip(grid[0], steps):
         axes.set_title(f"{count} step{'s' * (count > 1)}", fontsize=9)
     first = next(row for row in group if not is_floor(row))
-    figure.suptitle(f"{first['dataset']}: the first {SHOWN} samples, same noise in every cell", fontsize=11)
+    title = f"{first['dataset']}: the first {SHOWN} samples, same noise in every cell"
+    figure.suptitle(_broken(title, int(11 * figure.get_figwidth())), fontsize=11)  # about 11 letters an inch
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
     plt.close(figure)
