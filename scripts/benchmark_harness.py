@@ -27,7 +27,7 @@ from core.processes import start_processes
 from core.runs import sample_images
 from eval import metrics
 from eval.extractors import Extractor
-from eval.reference import Reference
+from eval.reference import Reference, shared_reference
 from eval.row_metrics import measure
 from eval.sweep import Sweep
 from eval.sweep_config import SweepConfig
@@ -52,7 +52,7 @@ def overhead(config: SweepConfig, repeats: int) -> tuple[list[float], list[float
     """Seconds [repeats] of the harness for one point, and of the bare loop over the same images; one round of warming up."""
     sweep = Sweep(config, start_processes(cpu=config.device == "cpu"))
     (task,), (extractor,) = sweep.tasks, sweep.extractors
-    sweep.references[extractor.name] = sweep._reference(extractor)
+    sweep.references[extractor.name] = shared_reference(sweep.data, extractor, sweep.config.cache, sweep.state)
 
     def harness() -> None:
         sweep.done.clear()
