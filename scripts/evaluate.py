@@ -5,8 +5,9 @@
     python -m scripts.evaluate --run runs/digits/teacher --sampler ddim,unipc --steps 1,2,4 --n 449 --extractor digits-cnn
     torchrun --standalone --nproc_per_node 2 -m scripts.evaluate configs/digits/curve.yaml
 
-The last line shares the samples among processes, on GPUs or on processor cores. `accelerate launch --num_processes N` does the
-same on GPUs; with --cpu it starts one process only, whatever N is.
+The last line shares the samples among processes, on GPUs or on processor cores; put `--` before options of ours, or torchrun takes
+them for its own (`-m scripts.evaluate -- --run ...`). `accelerate launch --num_processes N` does the same on GPUs; with --cpu it
+starts one process only, whatever N is.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", default="1.0", help="with commas between several; 1.0 is off (default)")
     parser.add_argument("--threshold", default="none", help="none, static, static-x0 or dynamic (default: %(default)s)")
     parser.add_argument("--grid", help="spacing of the times (default: the sampler's own)")
-    parser.add_argument("--extractor", help="digits-cnn, fashion-cnn or inception-v3-compat; with commas between several")
+    parser.add_argument("--extractor", help="digits-cnn, fashion-cnn, inception-v3-compat or inception-v3-compat-bf16; with commas between several")
     parser.add_argument("--n", type=int, help="images a set")
     parser.add_argument("--sets", type=int, default=1, help="disjoint sets: 1, or at least 3 (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
