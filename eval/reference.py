@@ -10,7 +10,8 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,6 +133,7 @@ def reference_for(
     cache: str | Path = CACHE,
     extract: Callable[[Tensor], Tensor] | None = None,
     writes: bool = True,
+    skip: Callable[[int], None] | None = None,
 ) -> Reference:
     """The reference of one split: from the cache, from the repository, or computed.
 
@@ -140,6 +142,7 @@ def reference_for(
     Args:
         extract: images -> features in place of extractor(images), for callers that share the work or show progress.
         writes: whether this process keeps what was computed; one of several does.
+        skip: is told, before anything is computed, of how many images the features are there already.
     """
     path = cache_file(data, extractor, Path(cache))
     tensors = _read(path)
@@ -150,8 +153,10 @@ def reference_for(
         files = [parts / f"{first:08d}.safetensors" for first in range(0, len(data), PART)]
         ready = [_read(file) for file in files]  # before anything is written, so that all processes see the same
         found = []
-        if any(ready):
+        if any(ready) and writes:
             print(f"{extractor.name} reference: {sum(map(bool, ready))} of {len(files)} parts are there already", file=sys.stderr)
+        if skip:
+            skip(sum(len(done["features"]) for done in ready if done))
         for file, done, images in zip(files, ready, data.images.split(PART), strict=True):
             found.append(done["features"] if done else (extract or extractor)(images))
             if writes and not done:
@@ -170,16 +175,29 @@ def reference_for(
     return Reference(given, tensors["features"], len(data), data.sha256, {})
 
 
-def shared_reference(data: ImageData, extractor: Extractor, cache: str | Path, state: PartialState) -> Reference:
-    """`reference_for` on several processes, each with its share of the images, and with a progress bar."""
-    quiet = not state.is_main_process
-    with tqdm(total=len(data), desc=f"{extractor.name} reference", unit="img", dynamic_ncols=True, disable=quiet, delay=1) as bar:
+@contextmanager
+def shared_extraction(extractor: Extractor, total: int, words: str, state: PartialState) -> Iterator[tuple[Callable, tqdm]]:
+    """An extraction that several processes share, each with its part of the images, and its progress bar over `total` images.
+
+    Yields: (images uint8 [N, C, H, W] -> float32 [N, D], the same on every process; the bar).
+    """
+    with tqdm(total=total, desc=words, unit="img", dynamic_ncols=True, disable=not state.is_main_process, delay=1) as bar:
 
         def extract(images: Tensor) -> Tensor:
             parts = [torch.empty(0, extractor.width)]
             for index in share_of(len(images), state).split(extractor.batch_size):
                 parts.append(extractor(images[index]))
-                bar.update(len(index) * state.num_processes)
+                bar.update(min(len(index) * state.num_processes, total - bar.n))
             return gather_in_order(torch.cat(parts), len(images), state)
 
-        return reference_for(data, extractor, cache, extract, state.is_main_process)
+        yield extract, bar
+
+
+def shared_reference(data: ImageData, extractor: Extractor, cache: str | Path, state: PartialState) -> Reference:
+    """`reference_for` on several processes, each with its share of the images, and with a progress bar."""
+    with shared_extraction(extractor, len(data), f"{extractor.name} reference", state) as (extract, bar):
+
+        def skip(count: int) -> None:
+            bar.n = bar.initial = count  # so that the time left counts what is left
+
+        return reference_for(data, extractor, cache, extract, state.is_main_process, skip)

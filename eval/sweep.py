@@ -27,7 +27,7 @@ from eval.extractors import EXTRACTORS, Extractor, InceptionExtractor, check_rea
 from eval.extrapolate import sizes_for
 from eval.machine import device_words, peak_memory_bytes, reset_peak_memory
 from eval.plan import Task, data_of, expected_nfe, plan, protocol
-from eval.reference import Reference, balanced_choice, shared_reference
+from eval.reference import Reference, balanced_choice, shared_extraction, shared_reference
 from eval.row_metrics import class_histogram, measure
 from eval.rows import append_row, drop_torn_line, identity, only_writer, read_rows
 from eval.sweep_config import SweepConfig
@@ -108,9 +108,8 @@ class Sweep:
         for extractor in self.extractors:
             if extractor in floors or any(extractor in self.missing(task) for task in todo):
                 self.references[extractor.name] = shared_reference(self.data, extractor, config.cache, self.state)
-        if self.state.is_main_process:
-            for extractor in floors:
-                self._floor(extractor)
+        for extractor in floors:
+            self._floor(extractor)
         quiet = not self.state.is_main_process
         if to_sample and not quiet:
             _say(f"this will take about {in_words(self._estimate(to_sample))} of sampling and feature extraction")
@@ -136,10 +135,12 @@ class Sweep:
         """The distance between two sets of real images, the best that a sampler can be expected to reach at this n."""
         row = self._floor_protocol(extractor)
         chosen = balanced_choice(self.floor_data.labels, row["n"])
-        features = extractor(self.floor_data.images[chosen])
-        strata = self.floor_data.labels[chosen] if self.floor_data.num_classes else None
-        found = measure(features, self.references[extractor.name], 1, self.config.bootstrap, strata=strata)
-        self._write(row | found | {"class_histogram": class_histogram(features, extractor, self.data)})
+        with shared_extraction(extractor, len(chosen), f"{extractor.name} floor", self.state) as (extract, _):
+            features = extract(self.floor_data.images[chosen])
+        if self.state.is_main_process:
+            strata = self.floor_data.labels[chosen] if self.floor_data.num_classes else None
+            found = measure(features, self.references[extractor.name], 1, self.config.bootstrap, strata=strata)
+            self._write(row | found | {"class_histogram": class_histogram(features, extractor, self.data)})
 
     def _estimate(self, todo: list[Task]) -> float:
         """Seconds that sampling all of `todo` will take: one batch in one step of the first task, and its features, are timed

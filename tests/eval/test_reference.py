@@ -99,7 +99,9 @@ def test_interrupted_computation_goes_on_after_its_last_part(tmp_path, data, mon
     part = sorted((tmp_path / "cut").glob("*.parts/*"))[1]
     part.write_bytes(part.read_bytes()[:-1])  # and one of the three is damaged
     again = Counting(extractor)
-    resumed = reference_for(data, extractor, tmp_path / "cut", again)
+    told = []
+    resumed = reference_for(data, extractor, tmp_path / "cut", again, skip=told.append)
+    assert told == [200]  # and the progress bar with it
     assert again.calls == 3 and "2 of 5 parts are there already" in capsys.readouterr().err
     assert torch.equal(resumed.features, whole.features) and (resumed.statistics.cov == whole.statistics.cov).all()
     assert [path.suffix for path in (tmp_path / "cut").iterdir()] == [".safetensors"]
