@@ -11,9 +11,9 @@ import numpy as np
 from core.errors import UserError
 from eval.labels import place_labels
 from eval.pareto import pareto_front
-from eval.rows import by_protocol, is_floor, measure_words
+from eval.rows import by_protocol, is_floor, measure_words, series_key
 from eval.style import Look, look_of, read_styles
-from eval.table import number_words, protocol_words, series_key, series_words
+from eval.table import number_words, protocol_words, series_words
 
 TICKS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000]
 FAR = 5  # times below the best point, a floor is told in words, since its line would take half of the picture
@@ -287,10 +287,15 @@ def plot_all(rows: list[dict], folder: Path, out: Path) -> list[Path]:
     groups = [group for group in by_protocol(rows) if not all(map(is_floor, group))]
     if not groups:
         raise UserError("no measured points to draw: run python -m scripts.evaluate first")
-    written, drawn = [], set()
+    written, drawn, suffixes = [], set(), set()
     for i, group in enumerate(groups):
         first = next(row for row in group if not is_floor(row))
         suffix = "" if i == 0 else f"-{first['dataset']}-{first['extractor']}-{first['n']}".replace(" ", "-")
+        if suffix in suffixes:
+            suffix += f"-{first['reference'].split()[-1]}"
+        if suffix in suffixes:  # they differ in hashes, which name nothing
+            suffix += f"-{i}"
+        suffixes.add(suffix)
         plot_curves(group, out / f"curves{suffix}.png")
         written += [out / f"curves{suffix}.png", out / f"curves{suffix}.svg"]
         print(f"{out / f'curves{suffix}.png'}: {protocol_words(group)}", file=sys.stderr)

@@ -18,9 +18,9 @@ from pathlib import Path
 from torch import Tensor
 
 from core.errors import UserError
-from eval.rows import by_protocol, is_floor, measure_words, read_rows
+from eval.rows import by_protocol, is_floor, measure_words, read_rows, series_key
 from eval.style import Look, look_of, read_styles
-from eval.table import protocol_words, series_key, series_words
+from eval.table import protocol_words, series_words
 from eval.trade_off import class_distance
 from eval.training import find_runs, loss_by_level, prices, read_configs
 from eval.trajectories import films
@@ -101,12 +101,10 @@ def sample_strips(series: list[list[dict]], folder: Path) -> list[dict]:
     """[{"series", "steps", "nfe", "image", "width", "height"}] for every kept strip of samples that is there."""
     from PIL import Image
 
-    strips, seen = [], set()
+    strips = []
     for index, rows in enumerate(series):
-        for row in sorted(rows, key=lambda r: r["steps"]):
-            if not row.get("samples") or (index, row["steps"]) in seen:
-                continue
-            seen.add((index, row["steps"]))
+        last = {row["steps"]: row for row in rows if row.get("samples")}  # measured again: the last counts
+        for _, row in sorted(last.items()):
             file = folder / row["samples"]
             try:
                 with Image.open(file) as image:

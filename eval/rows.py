@@ -35,11 +35,19 @@ IDENTITY = (
 FULL_FID = 50_000  # the n that an FID without an n in its name has
 # Rows that agree in these may be drawn in one curve or table.
 PROTOCOL = ("dataset", "metric", "n", "extractor", "extractor_sha256", "reference", "reference_sha256")
+# What a line of a table or a curve of a plot has in common: everything but the number of steps. Not the weights: a run may keep
+# other weights for other numbers of steps, and is one curve all the same.
+SERIES = ("method", "run", "ema", "sampler", "guidance_scale", "threshold", "grid", "config_sha256", "seed")
 
 
 def identity(row: dict) -> tuple:
     """The row's values of IDENTITY."""
     return tuple(row[key] for key in IDENTITY)
+
+
+def series_key(row: dict) -> tuple:
+    """The row's values of SERIES."""
+    return tuple(row[key] for key in SERIES)
 
 
 def read_rows(path: str | Path) -> list[dict]:
@@ -78,7 +86,8 @@ def drop_torn_line(path: Path) -> None:
     whole, _, last = content.rpartition(b"\n")
     try:
         identity(json.loads(last))
-        path.write_bytes(content + b"\n")
+        with open(path, "ab") as file:
+            file.write(b"\n")
     except (ValueError, KeyError, TypeError):
         print(f"{path}: its last line was cut off and is measured again", file=sys.stderr)
         with open(path, "r+b") as file:
@@ -130,6 +139,9 @@ def is_floor(row: dict) -> bool:
 def by_protocol(rows: list[dict]) -> list[list[dict]]:
     """Rows grouped by PROTOCOL, in order of appearance: nothing measured differently ends up in one picture or table.
 
+    Of several rows of one series and number of steps only the last counts: the run was measured again after more training, or
+    with another error bar.
+
     A floor joins every group that differs from it in n alone (a test split may be smaller than n); whoever shows it
     there says so.
     """
@@ -137,15 +149,16 @@ def by_protocol(rows: list[dict]) -> list[list[dict]]:
     def key(row: dict, *without: str) -> tuple:
         return tuple(row[name] for name in PROTOCOL if name not in without)
 
-    groups: dict[tuple, list[dict]] = {}
+    points: dict[tuple, dict[tuple, dict]] = {}
     for row in rows:
         if not is_floor(row):
-            groups.setdefault(key(row), []).append(row)
+            points.setdefault(key(row), {})[series_key(row), row["steps"]] = row
+    groups = [list(group.values()) for group in points.values()]
     floors = [row for row in rows if is_floor(row)]
     if not groups:
         return [[row] for row in floors]
-    for group in groups.values():
+    for group in groups:
         fitting = [row for row in floors if key(row, "n") == key(group[0], "n")]
         same_n = [row for row in fitting if row["n"] == group[0]["n"]]
         group.extend(same_n[-1:] or fitting[-1:])
-    return list(groups.values())
+    return groups

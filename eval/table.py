@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from eval.rows import by_protocol, is_floor, measure_words
-
-# Not the weights: a run may keep other weights for other numbers of steps, and is one curve all the same.
-SERIES = ("method", "run", "ema", "sampler", "guidance_scale", "threshold", "grid", "config_sha256", "seed")
+from eval.rows import by_protocol, is_floor, measure_words, series_key
 
 
 def protocol_words(rows: list[dict]) -> str:
@@ -15,11 +12,6 @@ def protocol_words(rows: list[dict]) -> str:
         f"{measure_words(row)}, {row['extractor']} features (sha256 {row['extractor_sha256'][:8]}), "
         f"reference {row['reference']}"
     )
-
-
-def series_key(row: dict) -> tuple:
-    """What a line of a table or a curve of a plot has in common: everything but the number of steps."""
-    return tuple(row[key] for key in SERIES)
 
 
 def series_words(row: dict, among: list[dict]) -> str:
@@ -36,6 +28,8 @@ def series_words(row: dict, among: list[dict]) -> str:
         words.append(f"guidance {row['guidance_scale']:g}")
     if differs("run", "config_sha256"):
         words.append(row["run"])
+        if len({r["config_sha256"] for r in among if (r["method"], r["run"]) == (row["method"], row["run"])}) > 1:
+            words.append(str(row["config_sha256"])[:6])  # folders of one name
     if differs("ema"):
         words.append(row["ema"])
     words += [f"{row[key]} {key}" for key in ("threshold", "grid") if differs(key)]
