@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy import stats
+
 from core.errors import UserError, nearest
-from eval.rows import PROTOCOL, identity, is_floor
-from eval.table import SERIES
+from eval.rows import PROTOCOL, SERIES, identity, is_floor
 
 KEYS = (*SERIES, "weights_sha256", "fid_error")  # what a selector may name
-SIGNIFICANT = 2.0  # |z| from which a difference counts as larger than its error
+SIGNIFICANT = 2.0  # |z| from which a difference counts as larger than its error, where the error is well known
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One point. at: steps or network evaluations; a, b: the distances (lower is better); error: the standard error of a - b;
-    z: (a - b) / error; both None where a row has no error bar."""
+    z: (a - b) / error; both None where a row has no error bar. needed: the |z| from which it is more than its error."""
 
     at: float
     a: float
     b: float
     error: float | None
+    needed: float = SIGNIFICANT
 
     @property
     def difference(self) -> float:
@@ -37,10 +39,10 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """ "a", "b": better by more than 2 standard errors; "none": not so; "unknown": there is no error bar."""
+        """ "a", "b": better by more than the error; "none": not so; "unknown": there is no error bar."""
         if self.z is None:
             return "unknown"
-        if abs(self.z) < SIGNIFICANT:
+        if abs(self.z) < self.needed:
             return "none"
         return "a" if self.difference < 0 else "b"
 
@@ -50,11 +52,24 @@ def standard_error(row: dict) -> float | None:
 
     fid_std is the spread of one set of n images. A row of "K sets" reports their mean, whose error is sqrt(K) times smaller.
     """
-    if row["fid_std"] is None:
-        return None
+    return None if row["fid_std"] is None else row["fid_std"] / _sets(row) ** 0.5
+
+
+def _sets(row: dict) -> int:
     words = (row["fid_error"] or "").split()
-    sets = int(words[0]) if len(words) == 2 and words[1] == "sets" else 1
-    return row["fid_std"] / sets**0.5
+    return int(words[0]) if len(words) == 2 and words[1] == "sets" else 1
+
+
+def needed_z(x: dict, y: dict) -> float:
+    """The |z| from which two rows' difference is more than its error: 2 where the errors are well known, and more where they come
+    from a few sets, so that chance goes beyond it no more often (4.6 %): Student's t with Welch and Satterthwaite's degrees of
+    freedom. Two rows of 3 sets with errors of one size need 2.9."""
+    errors = [(standard_error(row) ** 2, _sets(row) - 1) for row in (x, y)]
+    spent = sum(variance**2 / sets for variance, sets in errors if sets)
+    if not spent:
+        return SIGNIFICANT
+    degrees = sum(variance for variance, _ in errors) ** 2 / spent
+    return float(stats.t.isf(stats.norm.sf(SIGNIFICANT), degrees))
 
 
 def select(rows: list[dict], selector: str) -> list[dict]:
@@ -114,8 +129,7 @@ def compare(a: list[dict], b: list[dict], by: str = "steps", names: Sequence[str
     """The points that both series have, sorted, in one list for each protocol that both were measured with.
 
     The two errors are combined as if independent. Rows of one seed share their noise, which usually correlates them, so that
-    the true error is rather smaller. Neither includes what another training run would change. The error of 3 sets is itself
-    known to about a half only: there, read |z| between 2 and 3 with care.
+    the true error is rather smaller. Neither includes what another training run would change.
 
     Args:
         a, b: rows, from `select`. by: "steps" or "nfe". names: of the two, for messages.
@@ -140,7 +154,7 @@ def compare(a: list[dict], b: list[dict], by: str = "steps", names: Sequence[str
             x, y = mine[at], theirs[at]
             errors = standard_error(x), standard_error(y)
             error = None if None in errors else (errors[0] ** 2 + errors[1] ** 2) ** 0.5
-            found.append(Comparison(at, x["fid"], y["fid"], error))
+            found.append(Comparison(at, x["fid"], y["fid"], error, SIGNIFICANT if error is None else needed_z(x, y)))
         results.append(found)
     if not any(results):
         raise UserError(f"{names[0]} and {names[1]} have no {by} in common")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import hypot
 
-from eval.compare import standard_error
+from eval.compare import needed_z, standard_error
 from eval.rows import by_protocol, is_floor, measure_words
 from eval.table import number_words, protocol_words, series_words
 
@@ -28,7 +28,7 @@ def ranking(group: list[dict]) -> dict[float, list[dict]]:
 
 def ranking_tables(rows: list[dict]) -> str:
     """Markdown, one table a protocol: the first three at each NFE; z is the distance to the first in standard errors of the
-    difference, taken as independent."""
+    difference, taken as independent; an asterisk where it is more than its error (eval/compare.py)."""
     parts = []
     for group in by_protocol(rows):
         ranked = ranking(group)
@@ -37,7 +37,8 @@ def ranking_tables(rows: list[dict]) -> str:
         first = next(row for row in group if not is_floor(row))
         heads = ["evaluations", "lowest", "second", "third"]
         lines = [
-            f"{protocol_words(group)}: the lowest {measure_words(first)} at each number of network evaluations; z in standard errors",
+            f"{protocol_words(group)}: the lowest {measure_words(first)} at each number of network evaluations; ± is a standard error, z a difference in standard errors, "
+            "* more than its error",
             "",
             "| " + " | ".join(heads) + " |",
             "|---:" + "|---" * PLACES + "|",
@@ -50,8 +51,9 @@ def ranking_tables(rows: list[dict]) -> str:
 
 
 def _cell(row: dict, best: dict, group: list[dict]) -> str:
-    words = f"{series_words(row, group)} {number_words(row['fid'], row['fid_std'])}"
+    words = f"{series_words(row, group)} {number_words(row['fid'], standard_error(row))}"
     errors = standard_error(row), standard_error(best)
     if row is best or None in errors or not hypot(*errors):
         return words
-    return f"{words} (z = {(row['fid'] - best['fid']) / hypot(*errors):.1f})"
+    z = (row["fid"] - best["fid"]) / hypot(*errors)
+    return f"{words} (z = {z:.1f}{' *' * (z >= needed_z(row, best))})"

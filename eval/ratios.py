@@ -6,8 +6,8 @@ from math import hypot
 
 from core.errors import UserError, nearest
 from eval.compare import standard_error
-from eval.rows import by_protocol, is_floor, measure_words
-from eval.table import number_words, protocol_words, series_key, series_words
+from eval.rows import by_protocol, is_floor, measure_words, series_key
+from eval.table import number_words, protocol_words, series_words
 
 FEW = 16  # steps that the table ends with: with more, students and teachers meet
 
@@ -24,7 +24,7 @@ def ratio_tables(rows: list[dict], run: str) -> str:
     """Markdown, one table a protocol in which `run` was measured: every series by steps, over the run's lowest distance.
 
     Raises:
-        UserError: no row is of that run.
+        UserError: no row is of that run, or rows of several runs with that name.
     """
     runs = sorted({row["run"] for row in rows if not is_floor(row)})
     if run not in runs:
@@ -36,6 +36,8 @@ def ratio_tables(rows: list[dict], run: str) -> str:
             continue
         if all(row["steps"] > FEW for row in group if not is_floor(row)):
             continue
+        if len({row["config_sha256"] for row in own}) > 1:
+            raise UserError(f"run '{run}' stands for several folders of that name: draw their curves files one by one")
         best = min(own, key=lambda row: row["fid"])
         series: dict[tuple, dict[int, dict]] = {}
         for row in group:
@@ -43,7 +45,7 @@ def ratio_tables(rows: list[dict], run: str) -> str:
                 series.setdefault(series_key(row), {})[row["steps"]] = row
         steps = sorted({step for points in series.values() for step in points})
         where = f"{series_words(best, group)}, {best['steps']} step{'s' * (best['steps'] > 1)}"
-        lowest = f"the lowest of run {run}, {number_words(best['fid'], best['fid_std'])} ({where})"
+        lowest = f"the lowest of run {run}, {number_words(best['fid'], standard_error(best))} ({where})"
         lines = [
             f"{protocol_words(group)}: {measure_words(best)} over {lowest}; ± is a standard error",
             "",

@@ -45,8 +45,10 @@ def main() -> None:
     if names[0] == names[1]:
         names = (f"{names[0]} (1st)", f"{names[1]} (2nd)")
     shown = [row for row in first if any(all(row[k] == other[k] for k in PROTOCOL) for other in second)]
-    groups = {tuple(row[k] for k in PROTOCOL): row for row in reversed(shown)}
-    for points, row in zip(compare(first, second, a.by, names), reversed(groups.values())):
+    groups: dict[tuple, dict] = {}
+    for row in shown:
+        groups.setdefault(tuple(row[k] for k in PROTOCOL), row)
+    for points, row in zip(compare(first, second, a.by, names), groups.values(), strict=True):
         print(protocol_words([row]))
         print(comparison_table(points, a.by, names) if points else f"no {a.by} in common")
 

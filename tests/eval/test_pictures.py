@@ -13,7 +13,7 @@ from eval.pareto import pareto_front
 from eval.plots import plot_all, series_of
 from eval.ranking import ranking, ranking_tables
 from eval.ratios import ratio, ratio_tables
-from eval.rows import IDENTITY, by_protocol
+from eval.rows import IDENTITY, by_protocol, series_key
 from eval.style import look_of, read_styles
 from eval.table import markdown_tables, text_tables
 from eval.trade_off import class_distance, trade_off_tables
@@ -41,6 +41,41 @@ def test_other_n_is_another_group():
     assert [r["n"] for r in groups[1]] == [1000, 449]  # the floor of 449 joins, and says so
     assert "floor: floor (n = 449)" in text_tables(ROWS + more).split("\n\n")[1]
     assert "FID@449, inception-v3-compat" in text_tables(ROWS + more)
+
+
+def test_a_point_measured_again_replaces_the_old_one(tmp_path):
+    """After more training, or with another error bar: every table, the ranking, the ratios and the pictures take the last row."""
+    again = [
+        row("new", 1, 20.0, weights_sha256="of half the training"),
+        row("new", 1, 60.0, fid_error="3 sets"),
+        row("new", 1, 70.0, fid_std=6.0, weights_sha256="of all of it"),
+    ]
+    rows = [row("ddpm", 1, 100.0), *again, row("new", 2, 50.0)]
+    rows = [r | {"precision": None, "recall": None, "seconds_per_image": None} for r in rows]
+    (group,) = by_protocol(rows)
+    assert [(r["method"], r["steps"], r["fid"]) for r in group] == [("ddpm", 1, 100.0), ("new", 1, 70.0), ("new", 2, 50.0)]
+    for table in (text_tables, markdown_tables, ranking_tables, trade_off_tables, lambda rows: ratio_tables(rows, "new")):
+        assert "70.0" in table(rows) or "1.40" in table(rows)
+        assert "20.0" not in table(rows) and "60.0" not in table(rows)
+    assert [r["fid"] for r in series_of(group)[series_key(again[0])]] == [70.0, 50.0]
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    rows = [row("ddpm", 1, 5.0, run="teacher", config_sha256=c * 64) for c in "ab"]
+    assert {line.split(" | ")[0] for line in markdown_tables(rows).splitlines()[4:]} == {
+        "| ddpm ddim teacher aaaaaa",
+        "| ddpm ddim teacher bbbbbb",
+    }
+    with pytest.raises(UserError, match="several folders of that name"):
+        ratio_tables(rows, "teacher")
+
+
+def test_pictures_of_like_protocols_have_names_of_their_own(tmp_path):
+    like = [{"n": 1000}, {"n": 1000, "reference": "digits test"}, {"n": 1000, "extractor_sha256": "ef" * 32}]
+    written = plot_all([row("ddpm", 1, 5.0), *(row("ddpm", 1, 5.0, **changes) for changes in like)], tmp_path, tmp_path)
+    assert len(set(written)) == len(written) and {f"curves-digits-digits-cnn-1000{end}.png" for end in ("", "-test", "-train")} < {
+        path.name for path in written
+    }
 
 
 def test_tables():
@@ -160,5 +195,5 @@ def test_ranking_names_the_best_at_equal_evaluations():
     assert {nfe: [r["method"] for r in best] for nfe, best in found.items()} == {1: ["sets", "new", "third", "ddpm"]}
     line = ranking_tables(rows).splitlines()[-1]
     # the error of a mean of 4 sets is half their spread: (50 - 40) / sqrt(5^2 + 2.5^2), (60 - 40) / sqrt(8^2 + 2.5^2)
-    assert line == "| 1 | sets ddim 40.0 ± 5.0 | new ddim 50.0 ± 5.0 (z = 1.8) | third ddim 60.0 ± 8.0 (z = 2.4) |"
+    assert line == "| 1 | sets ddim 40.0 ± 2.5 | new ddim 50.0 ± 5.0 (z = 1.8) | third ddim 60.0 ± 8.0 (z = 2.4 *) |"
     assert ranking_tables(ROWS[:3]) == ""
