@@ -57,3 +57,18 @@ def test_strata_keep_the_class_counts_that_were_fixed():
     plain = np.mean([bootstrap_std(x, reference, 40, i) for i, (x, _) in enumerate(sets)])
     assert 0.75 <= stratified / spread <= 1.35
     assert plain / spread > 2
+
+
+@pytest.mark.parametrize("each, low, high", [(2, 0.8, 1.25), (1, 1.5, np.inf)])
+def test_strata_of_few_images(each, low, high):
+    """With 2 images a class the bar is that of fresh sets; m draws of m would make it 0.71 of it, and one image a class zero.
+    Images alone in their class are drawn over all classes: their bar is too long, as a bar over classes is, but never zero."""
+    size = 100
+    centres = torch.from_numpy(np.random.default_rng(3).normal(size=(size // each, D))) * 3
+    label = torch.arange(size) % (size // each)
+    rng = np.random.default_rng(4)
+    sets = [centres[label] + torch.from_numpy(rng.normal(size=(size, D))) for _ in range(80)]
+    reference = Statistics(np.full(D, 2.0), 10 * np.eye(D))  # away from all, so that the distance is linear in the moments
+    spread = np.std([frechet_distance(statistics(x), reference) for x in sets], ddof=1)
+    bars = np.mean([bootstrap_std(x, reference, 40, i, label) for i, x in enumerate(sets)])
+    assert low <= bars / spread <= high
