@@ -107,7 +107,7 @@ def sweep_of(card: Card, row: dict, run: str, data: dict | None, out: Path, devi
         "weights": "raw" if row.get("ema") == "raw" else "ema",
         "samplers": [row["sampler"]],
         "steps": [row["steps"]],
-        "guidance_scales": [float(row.get("guidance_scale") or 1.0)],
+        "guidance_scales": [1.0 if row.get("guidance_scale") is None else float(row["guidance_scale"])],
         "threshold": row.get("threshold") or "none",
         "grid": row.get("grid"),
     }

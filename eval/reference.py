@@ -11,13 +11,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -170,7 +171,7 @@ def reference_for(
         }
         if writes:
             _write(path, tensors)
-            shutil.rmtree(parts)
+            shutil.rmtree(parts, ignore_errors=True)
     given = Statistics(tensors["mean"].numpy(), tensors["cov"].numpy())
     return Reference(given, tensors["features"], len(data), data.sha256, {})
 
@@ -194,10 +195,34 @@ def shared_extraction(extractor: Extractor, total: int, words: str, state: Parti
 
 
 def shared_reference(data: ImageData, extractor: Extractor, cache: str | Path, state: PartialState) -> Reference:
-    """`reference_for` on several processes, each with its share of the images, and with a progress bar."""
-    with shared_extraction(extractor, len(data), f"{extractor.name} reference", state) as (extract, bar):
+    """`reference_for` on several processes, each with its share of the images, and with a progress bar. Of two commands that want
+    the same reference at a time one computes it, and the other waits for it."""
+    with _alone(cache_file(data, extractor, Path(cache))) if state.is_main_process else nullcontext():
+        state.wait_for_everyone()  # what there is, all see alike
+        with shared_extraction(extractor, len(data), f"{extractor.name} reference", state) as (extract, bar):
 
-        def skip(count: int) -> None:
-            bar.n = bar.initial = count  # so that the time left counts what is left
+            def skip(count: int) -> None:
+                bar.n = bar.initial = count  # so that the time left counts what is left
 
-        return reference_for(data, extractor, cache, extract, state.is_main_process, skip)
+            found = reference_for(data, extractor, cache, extract, state.is_main_process, skip)
+        state.wait_for_everyone()
+    return found
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While the block runs, no other process is in it for the same entry, unless that is there already or in the repository."""
+    if path.is_file() or (SHIPPED / path.name).is_file():
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process computes {path}: waiting for it", file=sys.stderr, flush=True)
+        lock.acquire(timeout=-1)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -27,7 +27,7 @@ from eval.extractors import EXTRACTORS, Extractor, InceptionExtractor, check_rea
 from eval.extrapolate import sizes_for
 from eval.machine import device_words, peak_memory_bytes, reset_peak_memory
 from eval.plan import Task, data_of, expected_nfe, plan, protocol
-from eval.reference import Reference, balanced_choice, shared_extraction, shared_reference
+from eval.reference import Reference, balanced_choice, cache_file, shared_extraction, shared_reference
 from eval.row_metrics import class_histogram, measure
 from eval.rows import append_row, drop_torn_line, identity, only_writer, read_rows
 from eval.sweep_config import SweepConfig
@@ -75,13 +75,29 @@ class Sweep:
                 # forward alone: hooks, which count evaluations, stay outside. One graph a batch size: they are few.
                 network.forward = torch.compile(network.forward, dynamic=False)
         self.batch_size = config.batch_size  # falls where memory does not suffice
-        self.done = {identity(row): row for row in read_rows(self.out)}
+        self.done: dict[tuple, dict] = {}
         self.references: dict[str, Reference] = {}
-        state.wait_for_everyone()  # all have read the file before the main process changes it
+
+    def read_done(self) -> None:
+        """Takes up the rows that the curves file holds; on several processes all at once, and nobody else may write it."""
+        self.state.wait_for_everyone()
+        self.done = {identity(row): row for row in read_rows(self.out)}
+        self.state.wait_for_everyone()  # all have read the file before the main process changes it
 
     def missing(self, task: Task) -> list[Extractor]:
-        """The extractors under which this task has no row yet."""
-        return [e for e in self.extractors if identity(protocol(self.config, e, self.data, task)) not in self.done]
+        """The extractors under which this task has no row yet, or one that kept features can complete."""
+        found = []
+        for extractor in self.extractors:
+            row = self.done.get(identity(protocol(self.config, extractor, self.data, task)))
+            if row is None or (self._lacks(row, extractor) and self._file_of(task, extractor).is_file()):
+                found.append(extractor)
+        return found
+
+    def _lacks(self, row: dict, extractor: Extractor) -> bool:
+        """Whether the row has no value for a metric that could be measured now."""
+        if self.config.extrapolate and row["fid_infinity"] is None:
+            return True
+        return row["kid"] is None and cache_file(self.data, extractor, Path(self.config.cache)).is_file()
 
     def _file_of(self, task: Task, extractor: Extractor) -> Path:
         row = protocol(self.config, extractor, self.data, task)
@@ -100,6 +116,13 @@ class Sweep:
         if self.state.is_main_process:
             drop_torn_line(self.out)
             points = f"{len(todo)} of {len(self.tasks)} points to measure"
+            if stay := sum(
+                self._lacks(self.done[identity(protocol(config, e, self.data, task))], e)
+                for task in self.tasks
+                for e in self.extractors
+                if e not in self.missing(task)
+            ):
+                _say(f"{stay} measured rows lack a metric that is asked for now, and have no kept features: they stay as they are")
             ready = f", {len(todo) - len(to_sample)} from kept features" if len(to_sample) < len(todo) else ""
             _say(f"{points}{ready}: {total} images each, {cost:,} network evaluations in all")
             for extractor in self.extractors:
@@ -147,18 +170,19 @@ class Sweep:
         and multiplied. Networks of other runs are taken to be as fast as the first's."""
         config, task = self.config, todo[0]
         total = config.n * config.sets
-        indices = torch.arange(min(config.batch_size, share_of(total, self.state).numel()))
         evals = expected_nfe(task.run, task.sampler, task.entry.grid, 1, task.guidance_scale)
 
-        def sample(count: int) -> tuple[Tensor, float]:
+        def timed(batch_size: int) -> tuple[Tensor, float]:
+            self.batch_size = batch_size
+            self._warm_up(task)
+            indices = torch.arange(min(batch_size, share_of(total, self.state).numel()))
             start = time.perf_counter()
             given = (config.seed, task.guidance_scale, task.entry.threshold, task.entry.grid)
-            images = sample_images(task.run, task.sampler, 1, indices[:count], *given)
+            images = sample_images(task.run, task.sampler, 1, indices, *given)
             return images, time.perf_counter() - start
 
-        sample(len(indices) if config.compile else 2)  # pays for set-up
-        images, seconds = sample(len(indices))
-        sampling = seconds / len(indices) / evals * sum(t.nfe for t in todo)
+        images, seconds = self._fitting(timed, task)
+        sampling = seconds / len(images) / evals * sum(t.nfe for t in todo)
         extracting = 0.0
         for extractor in self.extractors:
             few = images[: extractor.batch_size]
@@ -193,22 +217,17 @@ class Sweep:
 
     def _sample(self, task: Task, extractors: list[Extractor], bar: tqdm) -> dict[str, Sampled]:
         """Samples sets * n images, each process its share, and gathers everyone's: by extractor."""
-        config, run, total = self.config, task.run, self.config.n * self.config.sets
-        warm = min(self.batch_size, share_of(total, self.state).numel()) if config.compile else 2
-        given = (config.seed, task.guidance_scale)
-        sample_images(run, task.sampler, 1, torch.arange(warm), *given)  # pays for set-up that is not the sampler's
-        reset_peak_memory(self.device)
+        config, total = self.config, self.config.n * self.config.sets
         begun = bar.n
 
         def share(batch_size: int) -> tuple[dict[str, Tensor], Tensor, float, float]:
             self.batch_size = batch_size
+            self._warm_up(task)
+            reset_peak_memory(self.device)
             bar.update(begun - bar.n)  # a try with larger batches may have gone before
             return self._sample_share(task, extractors, bar)
 
-        try:
-            features, first, forwards, seconds = self._fitting(share)
-        except _MemoryExhausted as error:
-            raise UserError(f"{run.folder} with {task.words}: memory does not suffice for a single image") from error
+        features, first, forwards, seconds = self._fitting(share, task)
         forwards, seconds = sum_over([forwards, seconds], self.state)
         measured = {
             "nfe": forwards / total,
@@ -225,17 +244,32 @@ class Sweep:
             if config.keep_features and self.state.is_main_process:
                 row = protocol(config, extractor, self.data, task)
                 kept_features.keep(self._file_of(task, extractor), row, *found[extractor.name])
+        self.state.wait_for_everyone()  # a point that has the same features finds them on every process, or on none
         return found
 
-    def _fitting(self, share: Callable[[int], tuple]) -> tuple:
+    def _warm_up(self, task: Task) -> None:
+        """Pays for set-up that is not the sampler's; with compile for the graphs of both sizes of batches."""
+        share = share_of(self.config.n * self.config.sets, self.state).numel()
+        sizes = {min(self.batch_size, share), share % self.batch_size} if self.config.compile else {2}
+        for size in sizes - {0}:
+            sample_images(task.run, task.sampler, 1, torch.arange(size), self.config.seed, task.guidance_scale)
+
+    def _fitting(self, share: Callable[[int], tuple], task: Task) -> tuple:
         """share(batch size), with batches that fit into memory. accelerate's helper comes in only when the first try fails,
-        since it collects garbage before each try, 0.2 s a point."""
+        since it collects garbage before each try, 0.2 s a point.
+
+        Raises:
+            UserError: not even a single image fits.
+        """
         try:
             return share(self.batch_size)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-        return find_executable_batch_size(share, self._smaller_batches(), reduce_batch_size_fn=self._smaller_batches)()
+        try:
+            return find_executable_batch_size(share, self._smaller_batches(), reduce_batch_size_fn=self._smaller_batches)()
+        except _MemoryExhausted as error:
+            raise UserError(f"{task.run.folder} with {task.words}: memory does not suffice for a single image") from error
 
     def _smaller_batches(self) -> int:
         """Half of the batch that did not fit into memory; smaller batches give the same samples."""
@@ -311,6 +345,7 @@ def run_sweep(config: SweepConfig) -> list[dict]:
     state = start_processes(cpu=config.device == "cpu")
     sweep = Sweep(config, state)
     with only_writer(sweep.out) if state.is_main_process else nullcontext():
+        sweep.read_done()
         rows = sweep.run()
         state.wait_for_everyone()
     return rows

@@ -49,7 +49,7 @@ class SweepConfig(Strict):
 
     n: images a set; sets: disjoint sets of n, whose mean and standard deviation are reported from 3 on; bootstrap: resamples
     for the error bar of a single set (0 = none). extrapolate: points of the line that fid_infinity is the intercept of
-    (0 = off); rows measured before stay as they are. reference: the split compared with; floor: also measure the other split
+    (0 = off); rows measured before get it where their features were kept, and else stay as they are. reference: the split compared with; floor: also measure the other split
     against it. keep_samples: first images of every row kept as a picture beside `out`; keep_features: keep every point's features
     in a folder features/ beside `out`, from where later sweeps take them in place of sampling. extractor_weights: a file for
     Inception. device: null = a GPU if there is one. compile: run the networks through torch.compile, which costs a minute at
@@ -89,6 +89,8 @@ class SweepConfig(Strict):
             raise ValueError(f"extrapolate = {self.extrapolate}: 0 (off), or at least 3 points of a line")
         if self.batch_size < 1 or self.keep_samples < 0:
             raise ValueError("batch_size must be at least 1 and keep_samples at least 0")
+        if len(set(self.extractors)) < len(self.extractors):
+            raise ValueError(f"extractor names one twice: {', '.join(self.extractors)}")
         if not self.entries:
             raise ValueError("entries is empty: nothing to measure")
         return self

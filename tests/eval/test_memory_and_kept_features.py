@@ -43,6 +43,37 @@ def test_kept_features_give_the_rows_without_sampling(run, cache, uninterrupted,
         run_sweep(config(run, first, cache, n=20))
 
 
+def test_kept_features_complete_rows(run, cache, tmp_path, monkeypatch, capsys):
+    """Another metric: rows whose features were kept get it without sampling, the others stay and are counted."""
+    out, entry = tmp_path / "curves.jsonl", {"samplers": ["ddim"], "steps": [1, 2]}
+    run_sweep(config(run, out, cache, entry, n=280, keep_features=True))
+    sorted((tmp_path / "features").iterdir())[1].unlink()  # of 2 steps
+    before = read_rows(out)
+    monkeypatch.setattr(eval.sweep, "sample_images", lambda *_, **__: pytest.fail("it sampled"))
+    rows = run_sweep(config(run, out, cache, entry, n=280, extrapolate=3))
+    assert "1 of 2 points to measure, 1 from kept features" in (said := capsys.readouterr().err)
+    assert "1 measured rows lack a metric" in said
+    one, two = (row for row in rows if row["sampler"])
+    assert one["fid_infinity"] == pytest.approx(one["fid"], rel=0.01) and two["fid_infinity"] is None
+    assert one == before[1] | {"fid_infinity": one["fid_infinity"]} and two == before[2]
+    assert run_sweep(config(run, out, cache, entry, n=280, extrapolate=3)) == rows and len(read_rows(out)) == 4
+
+
+def test_compiling_is_not_timed(run, cache, tmp_path, monkeypatch):
+    """Both sizes of batches, 30 = 16 + 14, have been through the network before the clock starts."""
+    sample, seen = eval.sweep.sample_images, []
+
+    def recorded(loaded, sampler, steps, indices, *rest, **options):
+        seen.append((len(indices), "callback" in options))
+        return sample(loaded, sampler, steps, indices, *rest, **options)
+
+    monkeypatch.setattr(eval.sweep, "sample_images", recorded)
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    run_sweep(config(run, tmp_path / "curves.jsonl", cache, {"samplers": ["ddim"], "steps": [1]}, compile=True))
+    timed = seen.index((16, True))
+    assert {size for size, _ in seen[:timed]} == {16, 14} and seen[timed:] == [(16, True), (14, True)]
+
+
 def test_damaged_features_are_sampled_again(run, cache, uninterrupted, tmp_path, capsys):
     out = tmp_path / "curves.jsonl"
     run_sweep(config(run, out, cache, keep_features=True))
@@ -64,21 +95,21 @@ def test_batches_shrink_until_they_fit(run, cache, uninterrupted, tmp_path, monk
         return sample(loaded, sampler, steps, indices, *rest, **options)
 
     monkeypatch.setattr(eval.sweep, "sample_images", small_machine)
-    monkeypatch.setattr(eval.sweep.Sweep, "_estimate", lambda self, todo: 0.0)
     out = tmp_path / "curves.jsonl"
     run_sweep(config(run, out, cache))
     for got, expected in zip(comparable(out), comparable(uninterrupted), strict=True):  # 30 images of 4 a batch, or of 16
         for key, value in expected.items():
             assert got[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
-    assert [size for size in tried if size > 5] == [16, 8]  # found once, and kept for the points that follow
+    assert [size for size in tried if size > 5] == [16, 8]  # found once, by the estimate, and kept for all points
     assert "going on with batches of 4" in capsys.readouterr().err
 
 
-def test_no_memory_for_one_image_is_said(run, cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize("late", [False, True])
+def test_no_memory_for_one_image_is_said(run, cache, tmp_path, monkeypatch, late):
     sample = eval.sweep.sample_images
 
     def no_machine(loaded, sampler, steps, indices, *rest, **options):
-        if "callback" in options:
+        if "callback" in options or not late:  # in the estimate, or not before the point itself
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return sample(loaded, sampler, steps, indices, *rest, **options)
 

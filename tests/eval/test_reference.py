@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import PartialState
+from filelock import FileLock
 
 import eval.reference
 from core.data import load_data
 from eval.extractors import make_extractor
 from eval.metrics import frechet_distance, statistics
-from eval.reference import cache_file, reference_for, ship
+from eval.reference import cache_file, reference_for, shared_reference, ship
 from eval.rows import read_rows
 from eval.sweep import run_sweep
 from eval.table import markdown_tables
@@ -105,6 +108,22 @@ def test_interrupted_computation_goes_on_after_its_last_part(tmp_path, data, mon
     assert again.calls == 3 and "2 of 5 parts are there already" in capsys.readouterr().err
     assert torch.equal(resumed.features, whole.features) and (resumed.statistics.cov == whole.statistics.cov).all()
     assert [path.suffix for path in (tmp_path / "cut").iterdir()] == [".safetensors"]
+
+
+def test_of_two_commands_one_computes(tmp_path, data, monkeypatch, capsys):
+    """The other one, here in a thread, waits for the lock and then reads what was computed."""
+    extractor = make_extractor("digits-cnn")
+    path = cache_file(data, extractor, tmp_path)
+    found = []
+    waiting = threading.Thread(target=lambda: found.append(shared_reference(data, extractor, tmp_path, PartialState(cpu=True))))
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        waiting.start()
+        waiting.join(1.0)
+        assert waiting.is_alive() and "waiting for it" in capsys.readouterr().err
+        first = reference_for(data, extractor, tmp_path)
+        monkeypatch.setattr(type(extractor), "_features", lambda *_: pytest.fail("it computed the reference again"))
+    waiting.join(30)
+    assert torch.equal(found[0].features, first.features)
 
 
 def test_shipped_reference_measures_the_same_distance(run, cache, uninterrupted, tmp_path, monkeypatch):

@@ -248,6 +248,7 @@ def test_refusals_write_nothing(run, cache, tmp_path):
         ({}, {"extrapolate": 2}, "extrapolate = 2"),
         ({}, {"extrapolate": 5}, "64 features need at least 256 images .n . sets., there are 30"),
         ({}, {"sets": 2}, "sets = 2"),
+        ({}, {"extractor": ["digits-cnn", "digits-cnn"]}, "names one twice"),
         ({}, {"extractor": "digit-cnn"}, "did you mean 'digits-cnn'"),
         ({}, {"extractor": "fashion-cnn"}, "fashion-cnn on digits"),
         ({}, {"nn": 5}, "unknown key 'nn'"),
