@@ -85,7 +85,7 @@ def bootstrap_std(
 
     strata: int64 [N], a class for each image where the number of images of each class was fixed beforehand. Images are then
     drawn again within their class; drawing over all classes would add a spread of class counts that the measured set does not
-    have. Of m images m - 1 are drawn, each with the weight m / (m - 1): m draws would give the variance of a class mean
+    have. Of a class of m images m - 1 are drawn, each with the weight m / (m - 1): m draws would give the variance of a class mean
     (m - 1) / m times too small (Rao and Wu 1988, sec. 3), which is half with 2 images a class. Images alone in their class are
     drawn together as one class (collapsed strata, Cochran 1977, sec. 5A.12), so that the bar is rather too long than zero.
 
@@ -103,7 +103,7 @@ def bootstrap_std(
     def draw() -> Tensor:
         counts = torch.zeros(len(features), dtype=torch.float64)
         for m in members:
-            size = max(1, len(m) - 1)
+            size = len(m) if strata is None else max(1, len(m) - 1)
             drawn = m[torch.randint(len(m), (size,), generator=generator)]
             counts += torch.bincount(drawn, minlength=len(features)) * (len(m) / size)
         return counts
