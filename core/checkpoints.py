@@ -72,7 +72,12 @@ def keep_for_steps(run: Path, checkpoint: Path, steps: int) -> None:
 
 
 def read_state(folder: Path) -> dict:
-    """The trainer's state in a checkpoint; raises UserError if the file is damaged."""
+    """The trainer's state in a checkpoint; raises UserError if the file is damaged, or if there are but weights to use."""
+    if not (folder / "state.pt").exists() and not (folder / "raw.safetensors").exists():
+        raise UserError(
+            f"{folder.parents[1]} is a shipped model, weights without the state of their training: use it as it is, or give "
+            "run=ANOTHER_FOLDER to train one"
+        )
     try:
         return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:

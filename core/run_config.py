@@ -96,7 +96,8 @@ def parse_run_config(values: dict, method: type[Method], source: str) -> RunConf
 
 
 def settle_run_folder(config: RunConfig, folder: Path, write: bool) -> None:
-    """Creates the run's folder with its resolved config, or checks that the one that is there has the same.
+    """Creates the run's folder with its resolved config, or checks that the one that is there has the same, but for its own name: a
+    run may have been moved.
 
     Raises:
         UserError: the folder belongs to another config, naming the first key that differs.
@@ -106,7 +107,7 @@ def settle_run_folder(config: RunConfig, folder: Path, write: bool) -> None:
     file, text = folder / "config.yaml", dump_config(config)
     if file.is_file():
         old, new = _flat(yaml.safe_load(file.read_text())), _flat(yaml.safe_load(text))
-        for key in sorted(old.keys() | new.keys()):
+        for key in sorted((old.keys() | new.keys()) - {"run"}):
             if old.get(key) != new.get(key):
                 raise UserError(
                     f"{folder} was trained with another config: {key} is {old.get(key)!r} there and {new.get(key)!r} here; "

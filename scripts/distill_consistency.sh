@@ -3,5 +3,5 @@
 #   bash scripts/distill_consistency.sh DATASET [key=value ...]      overrides go to the student
 source "$(dirname "$0")/environment.sh"
 recipe "${1:-}"
-ensure_teacher
+ensure_teacher "${@:2}"
 train "$configs/consistency.yaml" run="$runs/consistency" method.teacher="$runs/teacher" "${@:2}"

@@ -4,7 +4,7 @@
 source "$(dirname "$0")/environment.sh"
 recipe "${1:-}"
 source "$configs/pairs.sh"
-bash scripts/reflow.sh "$dataset"
+if [ -f "$runs/reflow/config.yaml" ]; then ready "$runs/reflow"; else bash scripts/reflow.sh "$dataset"; fi
 python -m scripts.pairs "$runs/reflow" --out "$runs/reflow-pairs" "${REFLOW_PAIRS[@]}"
 train "$configs/distilled_flow.yaml" run="$runs/distilled-flow" \
     method.init="$runs/reflow" method.pairs="$runs/reflow-pairs" "${@:2}"

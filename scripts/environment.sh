@@ -11,7 +11,7 @@ use_environment() {
     if [ "$venv" = none ]; then
         return
     fi
-    if [ ! -x "$venv/bin/python" ]; then
+    if [ ! -f "$venv/bin/activate" ]; then # written last, so one that was interrupted is made again
         echo "creating $venv" >&2
         "${PYTHON:-python3}" -m venv "$venv"
     fi
@@ -43,17 +43,41 @@ train() { python -m scripts.train "$@"; }
 # measure CONFIG [key=value ...]: a sweep. Without a GPU two processes share the sampling, since networks this small do not keep many
 # cores busy; the rows are those of one.
 measure() {
-    local processes=1
+    local processes=1 threads
     if [ "$(cores)" -gt 1 ] && python -c 'import sys, torch; sys.exit(torch.cuda.is_available())'; then processes=2; fi
-    torchrun --standalone --nproc_per_node "$processes" -m scripts.evaluate "$@"
+    threads=$(($(cores) / processes)) # torchrun's own choice is a single one
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads} \
+        python -m torch.distributed.run --standalone --nproc_per_node "$processes" -m scripts.evaluate "$@"
 }
 
-cores() { nproc 2>/dev/null || sysctl -n hw.ncpu; }
+cores() { env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || sysctl -n hw.ncpu; } # nproc obeys these two
 
-# ensure_teacher: the data set's teacher at $runs/teacher. What is there is used; without it the one that ships with this
-# repository is copied, or with SHIPPED=no, or where none ships, a teacher is trained.
+# nothing_else SCRIPT "$@": for scripts that take a data set alone; overrides would be lost without a word.
+nothing_else() {
+    if [ $# -gt 2 ]; then
+        echo "error: scripts/$1 takes a data set and nothing else (got '$3'): give overrides to the recipe of one method" >&2
+        exit 2
+    fi
+}
+
+# ready RUN CONFIG [key=value ...]: what other runs start from. A run that is there goes on as it was begun, whatever overrides it
+# was given then; otherwise it is trained by the recipe.
+ready() {
+    local run=$1 config=${2:-}
+    if [ -f "$run/config.yaml" ]; then
+        train "$run/config.yaml" run="$run"
+    else
+        train "$config" run="$run" "${@:3}"
+    fi
+}
+
+# ensure_teacher [key=value ...]: the data set's teacher at $runs/teacher, unless the overrides name another. What is there is used;
+# without it the one that ships with this repository is copied, or with SHIPPED=no, or where none ships, a teacher is trained.
 ensure_teacher() {
-    local shipped=teachers/shipped/$dataset
+    local shipped=teachers/shipped/$dataset given
+    for given in "$@"; do
+        case $given in method.teacher=*) return ;; esac
+    done
     if [ -f "$runs/teacher/card.json" ]; then
         return
     fi
@@ -65,5 +89,5 @@ ensure_teacher() {
         mv "$runs/.teacher.partial" "$runs/teacher"
         return
     fi
-    train "$configs/teacher.yaml" run="$runs/teacher"
+    ready "$runs/teacher" "$configs/teacher.yaml"
 }

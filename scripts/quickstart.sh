@@ -8,6 +8,7 @@
 # Ends with curves.jsonl, report.html, pictures and a table in runs/quickstart (runs/quickstart-DATASET for others).
 # Run it again after an interruption: whatever is finished is kept, and the rest goes on.
 source "$(dirname "$0")/environment.sh"
+nothing_else quickstart.sh "$@"
 dataset=${1:-digits}
 if [ "$dataset" = digits ]; then default=runs/quickstart; else default=runs/quickstart-$dataset; fi
 export RUNS=${RUNS:-$default}

@@ -4,6 +4,6 @@
 source "$(dirname "$0")/environment.sh"
 recipe "${1:-}"
 source "$configs/pairs.sh"
-train "$configs/flow.yaml" run="$runs/flow"
+ready "$runs/flow" "$configs/flow.yaml"
 python -m scripts.pairs "$runs/flow" --out "$runs/flow-pairs" "${FLOW_PAIRS[@]}"
 train "$configs/reflow.yaml" run="$runs/reflow" method.init="$runs/flow" method.pairs="$runs/flow-pairs" "${@:2}"

@@ -5,6 +5,7 @@
 # It may be interrupted at any moment and goes on by the same command; what is finished is not done again.
 # RUNS=FOLDER chooses where runs go (default: runs/DATASET), OUT=FOLDER where results go (default: results/DATASET).
 source "$(dirname "$0")/environment.sh"
+nothing_else suite.sh "$@"
 dataset=${1:-}
 export RUNS=${RUNS:-runs/$dataset}
 recipe "$dataset"

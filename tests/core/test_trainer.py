@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from core.checkpoints import latest_checkpoint
+from core.errors import UserError
 from core.trainer import TrainingDiverged
 from tests.tiny import tiny_config, train_tiny
 
@@ -233,3 +234,14 @@ def test_wandb_offline_run_leaves_its_history(tmp_path):
     losses = [json.loads(i.value_json) for h in history for i in h.item if "loss" in (i.key, *i.nested_key)]
     assert losses == [row["loss"] for row in metrics(tmp_path / "run")]
     assert len(losses) == 2
+
+
+def test_a_run_may_be_moved(tmp_path):
+    """Its own name is not part of what it was trained as; any other key is."""
+    train_tiny(tmp_path / "here", images=64)
+    (tmp_path / "here").rename(tmp_path / "there")
+    before = sorted((tmp_path / "there" / "checkpoints").iterdir())
+    train_tiny(tmp_path / "there", images=64)
+    assert sorted((tmp_path / "there" / "checkpoints").iterdir()) == before
+    with pytest.raises(UserError, match="there was trained with another config: budget.images is 64 there and 128 here"):
+        train_tiny(tmp_path / "there", images=128)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -82,3 +83,12 @@ def test_recipes_start_from_the_shipped_teacher(tmp_path):
     assert ensure() == ""
     assert load_run(tmp_path / "runs" / "teacher").weights_sha256 == load_run(ROOT / "teachers/shipped/digits").weights_sha256
     assert ensure(SHIPPED="no") == ""  # there is one
+
+
+def test_a_copy_of_a_shipped_teacher_is_not_trained_on(tmp_path):
+    """What a user gets who distils first and then calls the teacher's recipe: not the advice to delete it."""
+    copied = tmp_path / "teacher"
+    shutil.copytree(ROOT / "teachers" / "shipped" / "digits", copied)
+    code, errors = run_script("train", ROOT / "configs" / "digits" / "teacher.yaml", f"run={copied}", "--cpu")
+    assert code == 2 and f"{copied} is a shipped model, weights without the state of their training" in errors
+    assert "delete" not in errors and load_run(copied).num_classes == 10
