@@ -37,11 +37,21 @@ def _uniform_lam(path: Path, u: Tensor) -> Tensor:
     return path.time(low + (high - low) * u)
 
 
-def _karras(path: Path, u: Tensor, rho: float = 7.0) -> Tensor:
-    """sigma / alpha to the power 1 / rho in equal steps (Karras et al. 2022, eq. 5)."""
-    low, high = _lam_bounds(path)
-    top, bottom = torch.exp(-low) ** (1 / rho), torch.exp(-high) ** (1 / rho)
+def _spaced(path: Path, u: Tensor, top: Tensor, bottom: Tensor, rho: float = 7.0) -> Tensor:
+    top, bottom = top ** (1 / rho), bottom ** (1 / rho)
     return path.time(-rho * torch.log(top + (bottom - top) * u))
+
+
+def _karras(path: Path, u: Tensor) -> Tensor:
+    """sigma / alpha to the power 1 / rho in equal steps, rho = 7 (Karras et al. 2022, eq. 5), over the path's own range."""
+    low, high = _lam_bounds(path)
+    return _spaced(path, u, torch.exp(-low), torch.exp(-high))
+
+
+def _edm(path: Path, u: Tensor) -> Tensor:
+    """The same from sigma / alpha = 80 to 0.002, as in that paper's table 1 and in consistency models. A cosine path goes on to
+    20,000, where everything is noise, and its own range would spend most of a few steps there."""
+    return _spaced(path, u, u.new_tensor(80.0), u.new_tensor(0.002))
 
 
 GRIDS: dict[str, Callable[[Path, Tensor], Tensor]] = {
@@ -49,6 +59,7 @@ GRIDS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "quadratic": _quadratic_time,
     "lam": _uniform_lam,
     "karras": _karras,
+    "edm": _edm,
 }
 
 
@@ -102,8 +113,8 @@ def diffusers_times(
 def make_grid(name: str, path: Path, steps: int, discrete_steps: int | None = None) -> Tensor:
     """[steps + 1] float64 times, 1 first (SPACINGS: leading ones, and linspace in one step, begin below 1) and 0 last.
 
-    "lam" and "karras" place the first `steps` times from noise to t = 1e-3 and end with the jump to 0; "time" and
-    "quadratic" divide [0, 1] itself. With `discrete_steps` = T the inner times are moved to multiples of 1 / T. SPACINGS are
+    "lam", "karras" and "edm" place the first `steps` times from noise to t = 1e-3 ("edm": to sigma / alpha = 0.002) and end with
+    the jump to 0; "time" and "quadratic" divide [0, 1] itself. With `discrete_steps` = T the inner times are moved to multiples of 1 / T. SPACINGS are
     for tables of T entries; on a model of continuous time, T = 1000.
 
     Raises:

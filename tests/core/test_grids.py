@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EDMEulerScheduler
 
 from core.errors import UserError
 from core.grids import GRIDS, make_grid
@@ -95,3 +95,15 @@ def test_bad_requests():
         make_grid("time", path, 1001, discrete_steps=1000)
     with pytest.raises(UserError, match="karras"):
         make_grid("karas", path, 10)
+
+
+def test_edm_grid_against_diffusers():
+    """Sigmas of Karras et al. 2022 as their scheduler in diffusers has them; none lies where a cosine path is but noise."""
+    scheduler = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, rho=7.0)
+    scheduler.set_timesteps(18)
+    for name in ("vp-cosine", "vp-linear", "rectified"):
+        path = make_path(name)
+        times = make_grid("edm", path, 18)
+        assert times[0] == 1 and times[-1] == 0
+        sigmas = torch.exp(-path.lam(times[1:-1]))
+        torch.testing.assert_close(sigmas, scheduler.sigmas[1:-1].double(), rtol=1e-4, atol=0)
