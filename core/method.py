@@ -33,6 +33,10 @@ class DataConfig(Strict):
     def load(self, split: str = "train") -> ImageData:
         return load_data(self.name, split, self.root, self.side)
 
+    def elsewhere(self) -> DataConfig:
+        """The same data for another machine: without the folder it lies in here, unless that folder is its name."""
+        return self if self.name == "folder" else self.model_copy(update={"root": None})
+
 
 class Stage(NamedTuple):
     """A stretch of training with a learning-rate schedule of its own.

@@ -72,20 +72,24 @@ def expected_nfe(run: Run, sampler: str, grid: str | None, steps: int, guidance_
 
 
 def data_of(config: SweepConfig, run: Run) -> DataConfig:
-    """The data a run is compared with: its own, or the sweep's where the run does not know.
+    """The data a run is compared with: its own, or the sweep's where the run does not know. The sweep's may lie elsewhere than where
+    the run was trained.
 
     Raises:
-        UserError: neither is known, or they differ.
+        UserError: neither is known, or they differ in more than their place.
     """
     if run.data is None and config.data is None:
         raise UserError(
             f"{run.folder} does not say what it was trained on ({run.channels}x{run.side}x{run.side} images): name the data to "
             "compare it with, in a config data: {name: cifar10}, on the command line --data cifar10"
         )
-    if run.data is not None and config.data is not None and run.data != config.data:
-        trained, given = run.data.name, config.data.name
-        raise UserError(f"{run.folder} was trained on data {trained}, but the sweep's data is {given}: remove data")
-    return run.data or config.data
+    if run.data is not None and config.data is not None:
+        trained, given = run.data, config.data
+        if trained.name != given.name:
+            raise UserError(f"{run.folder} was trained on data {trained.name}, but the sweep's data is {given.name}: remove data")
+        if trained.side != given.side:
+            raise UserError(f"{run.folder} was trained on side {trained.side}, but the sweep's data has side {given.side}: change it")
+    return config.data if config.data and (run.data is None or config.data.root) else run.data
 
 
 def plan(config: SweepConfig, device: torch.device) -> list[Task]:
@@ -100,8 +104,9 @@ def plan(config: SweepConfig, device: torch.device) -> list[Task]:
                     run = loaded.setdefault(run.weights_file, run)
                     nfe = expected_nfe(run, sampler, entry.grid, steps, scale)
                     tasks.append(Task(run, entry, sampler, steps, scale, nfe))
-    if len(used := {data_of(config, task.run) for task in tasks}) > 1:
-        raise UserError(f"the runs of one sweep share a data set, these have {sorted(data.name for data in used)}: split it")
+    used = {(data.name, data.side, data.root if data.name == "folder" else None) for data in (data_of(config, t.run) for t in tasks)}
+    if len(used) > 1:
+        raise UserError(f"the runs of one sweep share a data set, these have {sorted(name for name, *_ in used)}: split it")
     return tasks
 
 

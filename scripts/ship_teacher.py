@@ -54,6 +54,10 @@ def ship(run: Path, out: Path) -> Path:
     save_weights(folder / "ema.safetensors", state, read_spec(checkpoint / "ema.safetensors"))
     shutil.copy2(checkpoint / "price.json", folder / "price.json")
     shutil.copy2(run / "config.yaml", partial / "config.yaml")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    if config["data"].get("root") and config["data"]["name"] != "folder":
+        config["data"]["root"] = None  # where it lies on this machine helps nobody elsewhere
+        (partial / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     os.rename(partial, out)
     return out / "checkpoints" / checkpoint.name / "ema.safetensors"
 

@@ -1,7 +1,7 @@
 """Teachers and other models to look at, to check and to pass on: runs, folders in diffusers' format, and hub ids.
 
     python -m scripts.teacher info google/ddpm-cifar10-32
-    python -m scripts.teacher verify teachers/shipped/fashion --all
+    python -m scripts.teacher verify teachers/shipped/fashion_mnist --all
     python -m scripts.teacher export runs/digits/teacher exported/digits-teacher
 
 verify measures what card.json beside the model promises (the cheapest row, or all) and exits with code 1 if it is worse by more
@@ -87,6 +87,7 @@ def main() -> None:
             command.add_argument("--all", action="store_true", help="every row of the card, not only the cheapest")
             command.add_argument("--data", help="what to compare with, where neither run nor card says: such as cifar10")
             command.add_argument("--data-root", help="where the files of --data are")
+            command.add_argument("--data-side", type=int, help="side of the images of --data folder")
             command.add_argument("--device", help="default: a GPU if there is one")
         else:
             command.add_argument("--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s")

@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ import eval.sweep
 from core.config import parse
 from core.data import load_data
 from core.errors import UserError
+from core.method import DataConfig
 from core.processes import start_processes
 from core.runs import load_run, sample_images
 from eval.extractors import EXTRACTORS, Extractor, make_extractor
 from eval.extrapolate import fid_infinity
 from eval.metrics import frechet_distance, statistics
+from eval.plan import data_of
 from eval.rows import append_row, read_rows
 from eval.sweep import run_sweep
 from eval.sweep_config import SweepConfig
@@ -326,3 +329,16 @@ def test_compiled_networks_give_the_same_rows(cache, tmp_path):
             assert got[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-5), key
         assert (got["nfe"], got["n"], got["steps"]) == (expected["nfe"], expected["n"], expected["steps"])
     assert [row["device"].endswith(", compiled") for row in read_rows(tmp_path / "compiled" / "curves.jsonl")[1:]] == [True] * 4
+
+
+def test_the_same_data_may_lie_elsewhere(run, cache, tmp_path):
+    """A run says where its images were when it was trained; whoever measures it knows where they are now."""
+
+    def chosen(trained: dict, given: dict | None) -> DataConfig:
+        loaded = replace(load_run(run), data=DataConfig(**trained))
+        return data_of(config(run, tmp_path / "c.jsonl", cache, data=given), loaded)
+
+    old, new = {"name": "cifar10", "root": "/home/a"}, {"name": "cifar10", "root": "/mnt/b"}
+    assert chosen(old, new) == DataConfig(**new) and chosen(old, None) == chosen(old, {"name": "cifar10"}) == DataConfig(**old)
+    with pytest.raises(UserError, match="trained on side 32, but the sweep's data has side 64"):
+        chosen({"name": "folder", "root": "/a", "side": 32}, {"name": "folder", "root": "/a", "side": 64})
