@@ -89,6 +89,8 @@ def export(run: Run, out: Path) -> str:
         raise UserError(
             f"{run.folder}: network.second_time = True: diffusers has no second time; only teachers and flows are exported"
         )
+    if isinstance(spec.network, DiffusersConfig) and source is None and spec.network.class_name != "UNet2DModel":
+        raise UserError(f"{run.folder}: students with a {spec.network.class_name} are not exported: diffusers has no pixel pipeline")
     if isinstance(spec.network, DiffusersConfig) and source is None and converts(spec):
         raise UserError(
             f"{run.folder}: path {spec.path}, prediction {spec.prediction} of a {spec.network.class_name} is not diffusers' "
@@ -104,8 +106,8 @@ def export(run: Run, out: Path) -> str:
             words = _diffusers_network(diffusers, run, partial)
         else:
             words = _our_unet(diffusers, run, partial)
-        if source is None and (run.folder / "card.json").is_file():
-            shutil.copyfile(run.folder / "card.json", partial / "card.json")
+        if source is None:
+            _card(run, partial)
     except BaseException:
         shutil.rmtree(partial)
         raise
@@ -115,10 +117,22 @@ def export(run: Run, out: Path) -> str:
     return words
 
 
-def _index(diffusers, partial: Path, pipeline: str | list[str], name: str, network: list[str]) -> None:
+def _index(diffusers, partial: Path, pipeline: str | list[str], name: str, network: list[str], null_label: bool = True) -> None:
     index = {"_class_name": pipeline, "_diffusers_version": diffusers.__version__}
+    if isinstance(pipeline, list):
+        index["null_label"] = null_label
     index |= {"scheduler": ["diffusers", "DDPMScheduler"], name: network}
     (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _card(run: Run, partial: Path) -> None:
+    """The rows of the run's card that were measured on the weights that are exported; no card where there are none."""
+    if not (run.folder / "card.json").is_file():
+        return
+    card = json.loads((run.folder / "card.json").read_text())
+    card["rows"] = [row for row in card["rows"] if row.get("weights_sha256", run.weights_sha256) == run.weights_sha256]
+    if card["rows"]:
+        (partial / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
 
 def _origin(run: Run, partial: Path, **more) -> None:
@@ -126,7 +140,7 @@ def _origin(run: Run, partial: Path, **more) -> None:
         run=run.name,
         method=run.method,
         teacher=run.teacher,
-        data=run.data,
+        data=run.data and run.data.elsewhere(),
         ema=run.ema,
         train_images=run.train_images,
         train_evals=run.train_evals,
@@ -151,6 +165,8 @@ def _straight(run: Run, source: Path, partial: Path) -> str:
     shutil.copyfile(checkpoint.scheduler_file, partial / "scheduler" / "scheduler_config.json")
     if checkpoint.class_name == OURS:
         shutil.copytree(checkpoint.component, partial / name)
+        (partial / name / f"{MODULE}.py").write_text(_module_source())  # code is not fetched from the hub
+        (partial / f"{PIPELINE}.py").write_text(_pipeline_source())
     else:
         run.model.network.inner.save_pretrained(partial / name)
     return f"{checkpoint.class_name} as it came"
@@ -159,7 +175,7 @@ def _straight(run: Run, source: Path, partial: Path) -> str:
 def _diffusers_network(diffusers, run: Run, partial: Path) -> str:
     """A student that has a published teacher's architecture."""
     network = run.spec.network
-    name = "unet" if network.class_name == "UNet2DModel" else "transformer"
+    name = "unet"
     run.model.network.inner.save_pretrained(partial / name)
     diffusers.DDPMScheduler(**scheduler_config(run.spec, run.model)).save_pretrained(partial / "scheduler")
     plain = not network.labels
@@ -169,6 +185,7 @@ def _diffusers_network(diffusers, run: Run, partial: Path) -> str:
         "DDPMPipeline" if plain else [PIPELINE, "FastSamplingPipeline"],
         name,
         ["diffusers", network.class_name],
+        network.null_label,
     )
     if not plain:
         (partial / f"{PIPELINE}.py").write_text(_pipeline_source())

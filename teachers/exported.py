@@ -52,23 +52,28 @@ class FastSamplingUNet(ModelMixin, ConfigMixin):
     def forward(self, sample: Tensor, timestep, class_labels: Tensor | None = None, return_dict: bool = True):
         """sample [B, C, H, W], timestep a number or [B], class_labels [B] or None -> the prediction [B, C, H, W]."""
         k = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
-        t = ((k.double() + 1) / self.config.steps).to(sample.dtype)
+        t = ((k.double() + 1) / self.config.steps).float()  # whatever the network computes in: bfloat16 has no t = 0.999
         if self.config.converts:
             if bool((k != k.round()).any()):
                 raise ValueError("this network is exported as a table: give whole timesteps (no Karras or other sigmas)")
-            c_in, c_x, c_F = self.scales[:, k.long()].to(sample.dtype)[..., None, None, None]
-            output = c_x * sample + c_F * self.unet(c_in * sample, t, None, class_labels)
+            c_in, c_x, c_F = self.scales[:, k.long()].float()[..., None, None, None]
+            raw = self.unet((c_in * sample).to(sample.dtype), t, None, class_labels)
+            output = (c_x * sample + c_F * raw).to(sample.dtype)
         else:
             output = self.unet(sample, t, None, class_labels)
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
 
 class FastSamplingPipeline(DiffusionPipeline):
-    """Noise to images with any scheduler of whole timesteps, with class labels and classifier-free guidance."""
+    """Noise to images with any scheduler of whole timesteps, with class labels and classifier-free guidance.
 
-    def __init__(self, unet, scheduler):
+    null_label: whether the last class of a UNet2DModel is the null label.
+    """
+
+    def __init__(self, unet, scheduler, null_label: bool = True):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(null_label=null_label)
 
     @torch.no_grad()
     def __call__(
@@ -91,8 +96,10 @@ class FastSamplingPipeline(DiffusionPipeline):
             shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
             noise = torch.randn(shape, generator=generator)
         x = noise.to(self.device, self.unet.dtype)
-        rows = getattr(config, "num_class_embeds", None)  # of a UNet2DModel, whose last row is the null label
-        classes = rows - 1 if rows else getattr(config, "num_classes", 0)
+        rows = getattr(config, "num_class_embeds", None)  # of a UNet2DModel, the null label among them if it has one
+        classes = rows - self.config.null_label if rows else getattr(config, "num_classes", 0)
+        if guidance_scale != 1.0 and classes and not self.config.null_label:
+            raise ValueError("guidance needs a null label, which this network does not have: leave guidance_scale at 1.0")
         if classes and class_labels is None:
             class_labels = torch.arange(len(x)) % classes
         label = class_labels.to(self.device) if classes else None

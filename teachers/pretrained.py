@@ -281,7 +281,7 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
     if checkpoint.class_name == OURS:
         _load_ours(model, file)
     else:
-        model.network.inner = _inner(checkpoint, file)
+        model.network.adopt(_inner(checkpoint, file))
     return model.to(device).eval().requires_grad_(False), file
 
 

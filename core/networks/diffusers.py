@@ -92,8 +92,15 @@ class DiffusersNetwork(nn.Module):
 
     def __init__(self, inner: nn.Module, steps: int, num_classes: int, null_label: bool):
         super().__init__()
-        self.inner = inner
+        self.adopt(inner)
         self.steps, self.num_classes, self.null_label = steps, num_classes, null_label
+
+    def adopt(self, inner: nn.Module) -> None:
+        """Makes `inner` the model. A DiT in training drops labels by itself; here that is the method's to do, or not."""
+        self.inner = inner
+        for module in inner.modules():
+            if hasattr(module, "dropout_prob"):
+                module.dropout_prob = 0.0
 
     def timestep(self, t: Tensor) -> Tensor:
         """k [B] in float32 for t [B]."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from core.errors import UserError
 from core.grids import make_grid
 from core.method import DataConfig
 from core.model_spec import ModelSpec, build_model, save_weights
+from core.networks.diffusers import DiffusersConfig
 from core.networks.unet import UNetConfig
 from core.noise import Noise
 from core.runs import Run
@@ -25,7 +27,7 @@ from teachers.export import export
 from teachers.pretrained import load_pretrained
 
 diffusers = pytest.importorskip("diffusers")
-from tests.teachers.checkpoints import save_checkpoint
+from tests.teachers.checkpoints import DIT, UNET, save_checkpoint
 
 SMALL = UNetConfig(widths=(8, 16), blocks=1, attention=(1,), head_width=8, patch=2)
 WIDE = UNetConfig(widths=(128, 160), blocks=1, attention=(1,), head_width=32)
@@ -151,9 +153,8 @@ def test_loaded_again_it_is_the_run(exported, name):
         "num_classes",
     ):
         assert getattr(again, field) == getattr(run, field)
-    assert (
-        "t = (k + 1) / " in (folder / "README.md").read_text() + json.loads((folder / "fast_sampling.json").read_text())["time"]
-    )
+    for words in ((folder / "README.md").read_text(), json.loads((folder / "fast_sampling.json").read_text())["time"]):
+        assert "t = (k + 1) / " in words.lower()
 
 
 def test_published_checkpoints_go_straight_back(tmp_path):
@@ -169,7 +170,49 @@ def test_published_checkpoints_go_straight_back(tmp_path):
     assert pipeline.unet.config.block_out_channels == [8, 16]
 
 
+def test_last_class_of_a_student_is_no_null_label(tmp_path):
+    """A published network of 4 classes without a null label: its student's pipeline draws all four, and refuses guidance."""
+    network = DiffusersConfig(class_name="UNet2DModel", config=UNET | {"num_class_embeds": 4}, steps=TABLE.steps)
+    run = run_of(tmp_path / "student", network, TABLE, "eps", 4, None)
+    assert export(run, tmp_path / "out") == "UNet2DModel"
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    seen, forward = [], pipe.unet.forward
+    pipe.unet.forward = lambda *given, class_labels, **more: seen.append(class_labels) or forward(*given, class_labels=class_labels, **more)
+    pipe(batch_size=6, num_inference_steps=1, output_type="raw")
+    assert [label.tolist() for label in seen] == [[0, 1, 2, 3, 0, 1]]
+    with pytest.raises(ValueError, match="guidance needs a null label"):
+        pipe(batch_size=6, num_inference_steps=1, guidance_scale=2.0)
+    assert load_pretrained(tmp_path / "out").num_classes == 4
+
+
+def test_half_precision_keeps_times_apart(exported):
+    """bfloat16 rounds t = 0.999 to 1."""
+    _, folder, _ = exported["patches, classes, v on cosine"]
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16, trust_remote_code=True)
+    times, inner = [], pipe.unet.unet.forward
+    pipe.unet.unet.forward = lambda x, t, *rest: times.append(t) or inner(x, t, *rest)
+    for k in (997, 998):
+        assert pipe.unet(torch.zeros(2, 1, 8, 8, dtype=torch.bfloat16), k).sample.dtype == torch.bfloat16
+    assert [t[0].item() for t in times] == pytest.approx([0.998, 0.999], abs=1e-6)
+
+
+def test_only_what_was_promised_of_these_weights_is_passed_on(tmp_path):
+    run = run_of(tmp_path / "run", SMALL, "vp-cosine", "v", 0, None)
+    rows = [{"steps": 1, "weights_sha256": run.weights_sha256}, {"steps": 4, "weights_sha256": "of another number of steps"}]
+    (run.folder / "card.json").write_text(json.dumps({"rows": rows}))
+    export(run, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["rows"] == rows[:1]
+    (run.folder / "card.json").write_text(json.dumps({"rows": rows[1:]}))
+    export(replace(run, data=DataConfig(name="digits", root="/home/a")), tmp_path / "other")
+    assert not (tmp_path / "other" / "card.json").exists()
+    assert load_pretrained(tmp_path / "other").data == DataConfig(name="digits")  # not where the author has it
+
+
 def test_refusals(tmp_path):
+    dit = DiffusersConfig(class_name="DiTTransformer2DModel", config=DIT, steps=TABLE.steps)
+    with pytest.raises(UserError, match="DiTTransformer2DModel are not exported"):
+        export(run_of(tmp_path / "dit", dit, TABLE, "eps", 10, None), tmp_path / "out")
     folder = save_checkpoint(tmp_path / "published")
     run = load_pretrained(folder)
     (tmp_path / "full").mkdir()

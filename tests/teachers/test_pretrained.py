@@ -255,6 +255,10 @@ def test_a_transformer(tmp_path):
     guided = denoiser_for(run.model, label, run.num_classes, guidance_scale=3.0)(x, t).eps
     torch.testing.assert_close(guided, F_null + 3 * (F - F_null), rtol=1e-4, atol=1e-5)
     assert torch.equal(run.model.output(x, t), F_null)
+    run.model.network.train()  # as a student is: diffusers would drop a label in ten by itself
+    many = torch.full((500,), 3)
+    F = run.model.output(x[:1].expand(500, -1, -1, -1), t, many)
+    torch.testing.assert_close(F, F[:1].expand_as(F), rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_layout(checkpoint, tmp_path):
