@@ -50,8 +50,10 @@ def _karras(path: Path, u: Tensor) -> Tensor:
 
 def _edm(path: Path, u: Tensor) -> Tensor:
     """The same from sigma / alpha = 80 to 0.002, as in that paper's table 1 and in consistency models. A cosine path goes on to
-    20,000, where everything is noise, and its own range would spend most of a few steps there."""
-    return _spaced(path, u, u.new_tensor(80.0), u.new_tensor(0.002))
+    20,000, where everything is noise, and its own range would spend most of a few steps there; a path that ends below 80 starts
+    at its end."""
+    low, _ = _lam_bounds(path)
+    return _spaced(path, u, torch.exp(-low).clamp(max=80.0), u.new_tensor(0.002))
 
 
 GRIDS: dict[str, Callable[[Path, Tensor], Tensor]] = {
