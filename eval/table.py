@@ -39,8 +39,10 @@ def series_words(row: dict, among: list[dict]) -> str:
 
 
 def number_words(value: float, std: float | None) -> str:
-    """A distance with its error, in as many digits as are worth reading."""
+    """A distance with its error, in as many digits as are worth reading, and enough to see that the error is not zero."""
     digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    while std and digits < 3 and not round(std, digits):
+        digits += 1
     return f"{value:.{digits}f}" + (f" ± {std:.{digits}f}" if std is not None else "")
 
 

@@ -83,6 +83,7 @@ def test_tables():
     assert text[1].split() == ["steps", "1", "2", "10", "1000"]
     assert text[2].split() == ["ddpm", "ddim", "500", "±", "50", "50.0", "±", "5.0", "0.500", "±", "0.050"]
     assert "| new ddim | 50.0 ± 5.0 | 25.0 ± 2.5 |  |  |" in markdown_tables(ROWS)
+    assert "| 178.6 ± 0.3 |" in markdown_tables([row("new", 1, 178.605, fid_std=0.322)])
 
 
 def test_a_method_keeps_its_colour():
