@@ -4,46 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
-from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
 from torch import Tensor
 from tqdm import tqdm
 
-from core.counting import count_evals
 from core.errors import UserError
 from core.pictures import save_png, tile
-from core.processes import gather_in_order, share_of, start_processes, sum_over
-from core.runs import sample_images
-from core.samplers import Progress
+from core.processes import start_processes
 from eval import kept_features
 from eval.extractors import EXTRACTORS, Extractor, InceptionExtractor, check_reads, make_extractor
 from eval.extrapolate import sizes_for
-from eval.machine import device_words, peak_memory_bytes, reset_peak_memory
-from eval.plan import Task, data_of, expected_nfe, plan, protocol
+from eval.plan import Task, data_of, plan, protocol
+from eval.point_sampler import PointSampler, Sampled
 from eval.reference import Reference, balanced_choice, cache_file, shared_extraction, shared_reference
 from eval.row_metrics import class_histogram, measure
 from eval.rows import append_row, drop_torn_line, identity, only_writer, read_rows
 from eval.sweep_config import SweepConfig
-
-
-class _MemoryExhausted(Exception):
-    """A batch of a single image did not fit into memory."""
-
-
-class Sampled(NamedTuple):
-    """What sampling one task gave one extractor: features [sets * n, D], the first images [K, C, H, W], and the row's keys that
-    only sampling tells: counted NFE and seconds an image, the main process's peak of memory (eval/machine.py), the device."""
-
-    features: Tensor
-    images: Tensor
-    measured: dict
 
 
 class Sweep:
@@ -70,11 +50,7 @@ class Sweep:
                 sizes_for(config.n * config.sets, extractor.width, config.extrapolate)  # refuses what cannot be
         self.out = Path(config.out)
         self.features_folder = self.out.parent / "features"
-        if config.compile:
-            for network in {id(task.run): task.run.model.network for task in self.tasks}.values():
-                # forward alone: hooks, which count evaluations, stay outside. One graph a batch size: they are few.
-                network.forward = torch.compile(network.forward, dynamic=False)
-        self.batch_size = config.batch_size  # falls where memory does not suffice
+        self.sampler = PointSampler(config, self.tasks, state, self.device)
         self.done: dict[tuple, dict] = {}
         self.references: dict[str, Reference] = {}
 
@@ -135,7 +111,8 @@ class Sweep:
             self._floor(extractor)
         quiet = not self.state.is_main_process
         if to_sample and not quiet:
-            _say(f"this will take about {in_words(self._estimate(to_sample))} of sampling and feature extraction")
+            seconds = self.sampler.estimate([(task, self.missing(task)) for task in to_sample])
+            _say(f"this will take about {in_words(seconds)} of sampling and feature extraction")
         with tqdm(total=cost, unit="eval", unit_scale=True, dynamic_ncols=True, smoothing=0.05, disable=quiet) as bar:
             reached = 0
             for task in todo:
@@ -165,32 +142,6 @@ class Sweep:
             found = measure(features, self.references[extractor.name], 1, self.config.bootstrap, strata=strata)
             self._write(row | found | {"class_histogram": class_histogram(features, extractor, self.data)})
 
-    def _estimate(self, todo: list[Task]) -> float:
-        """Seconds that sampling all of `todo` will take: one batch in one step of the first task, and its features, are timed
-        and multiplied. Networks of other runs are taken to be as fast as the first's."""
-        config, task = self.config, todo[0]
-        total = config.n * config.sets
-        evals = expected_nfe(task.run, task.sampler, task.entry.grid, 1, task.guidance_scale)
-
-        def timed(batch_size: int) -> tuple[Tensor, float]:
-            self.batch_size = batch_size
-            self._warm_up(task)
-            indices = torch.arange(min(batch_size, share_of(total, self.state).numel()))
-            start = time.perf_counter()
-            given = (config.seed, task.guidance_scale, task.entry.threshold, task.entry.grid)
-            images = sample_images(task.run, task.sampler, 1, indices, *given)
-            return images, time.perf_counter() - start
-
-        images, seconds = self._fitting(timed, task)
-        sampling = seconds / len(images) / evals * sum(t.nfe for t in todo)
-        extracting = 0.0
-        for extractor in self.extractors:
-            few = images[: extractor.batch_size]
-            start = time.perf_counter()
-            extractor(few)
-            extracting += (time.perf_counter() - start) / len(few) * sum(extractor in self.missing(t) for t in todo)
-        return (sampling + extracting) * total / self.state.num_processes
-
     def _point(self, task: Task, bar: tqdm) -> None:
         config, extractors = self.config, self.missing(task)
         if not extractors:  # the config lists it twice
@@ -216,94 +167,14 @@ class Sweep:
         return Sampled(*kept) if kept else None
 
     def _sample(self, task: Task, extractors: list[Extractor], bar: tqdm) -> dict[str, Sampled]:
-        """Samples sets * n images, each process its share, and gathers everyone's: by extractor."""
-        config, total = self.config, self.config.n * self.config.sets
-        begun = bar.n
-
-        def share(batch_size: int) -> tuple[dict[str, Tensor], Tensor, float, float]:
-            self.batch_size = batch_size
-            self._warm_up(task)
-            reset_peak_memory(self.device)
-            bar.update(begun - bar.n)  # a try with larger batches may have gone before
-            return self._sample_share(task, extractors, bar)
-
-        features, first, forwards, seconds = self._fitting(share, task)
-        forwards, seconds = sum_over([forwards, seconds], self.state)
-        measured = {
-            "nfe": forwards / total,
-            "seconds_per_image": seconds / total,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            "device": device_words(self.device) + ", compiled" * config.compile,
-        }
-        if -(-total // self.state.num_processes) < config.keep_samples:  # few images: the first ones lie on several processes
-            first = gather_in_order(first, total, self.state)
-        found = {}
-        for extractor in extractors:
-            whole = gather_in_order(features[extractor.name], total, self.state)
-            found[extractor.name] = Sampled(whole, first[: config.keep_samples], measured)
-            if config.keep_features and self.state.is_main_process:
-                row = protocol(config, extractor, self.data, task)
+        """Samples a point, and keeps its features if that is asked for."""
+        found = self.sampler.sample(task, extractors, bar)
+        if self.config.keep_features and self.state.is_main_process:
+            for extractor in extractors:
+                row = protocol(self.config, extractor, self.data, task)
                 kept_features.keep(self._file_of(task, extractor), row, *found[extractor.name])
         self.state.wait_for_everyone()  # a point that has the same features finds them on every process, or on none
         return found
-
-    def _warm_up(self, task: Task) -> None:
-        """Pays for set-up that is not the sampler's; with compile for the graphs of both sizes of batches."""
-        share = share_of(self.config.n * self.config.sets, self.state).numel()
-        sizes = {min(self.batch_size, share), share % self.batch_size} if self.config.compile else {2}
-        for size in sizes - {0}:
-            sample_images(task.run, task.sampler, 1, torch.arange(size), self.config.seed, task.guidance_scale)
-
-    def _fitting(self, share: Callable[[int], tuple], task: Task) -> tuple:
-        """share(batch size), with batches that fit into memory. accelerate's helper comes in only when the first try fails,
-        since it collects garbage before each try, 0.2 s a point.
-
-        Raises:
-            UserError: not even a single image fits.
-        """
-        try:
-            return share(self.batch_size)
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-        try:
-            return find_executable_batch_size(share, self._smaller_batches(), reduce_batch_size_fn=self._smaller_batches)()
-        except _MemoryExhausted as error:
-            raise UserError(f"{task.run.folder} with {task.words}: memory does not suffice for a single image") from error
-
-    def _smaller_batches(self) -> int:
-        """Half of the batch that did not fit into memory; smaller batches give the same samples."""
-        if self.batch_size == 1:
-            raise _MemoryExhausted
-        self.batch_size //= 2
-        _say(f"out of memory: going on with batches of {self.batch_size}")
-        return self.batch_size
-
-    def _sample_share(
-        self, task: Task, extractors: list[Extractor], bar: tqdm
-    ) -> tuple[dict[str, Tensor], Tensor, float, float]:
-        """This process's share in batches: features by extractor, first images, network forwards, seconds of sampling."""
-        config, run, entry = self.config, task.run, task.entry
-        features: dict[str, list[Tensor]] = {e.name: [torch.empty(0, e.width)] for e in extractors}
-        first = [torch.empty(0, run.channels, run.side, run.side, dtype=torch.uint8)]
-
-        def after_step(p: Progress) -> None:
-            if p.index == p.steps and not torch.isfinite(p.x).all():
-                raise UserError(f"{run.folder} with {task.words} gives NaN or infinite images: its weights have diverged")
-            bar.update(len(p.x) * task.nfe / p.steps * self.state.num_processes)
-
-        given = (config.seed, task.guidance_scale, entry.threshold, entry.grid)
-        seconds = 0.0
-        with count_evals(run.model.network) as counter:
-            for indices in share_of(config.n * config.sets, self.state).split(self.batch_size):
-                start = time.perf_counter()
-                images = sample_images(run, task.sampler, task.steps, indices, *given, callback=after_step)
-                seconds += time.perf_counter() - start  # images are on the CPU, so the device has finished
-                for extractor in extractors:
-                    features[extractor.name].append(extractor(images))
-                if sum(map(len, first)) < config.keep_samples:
-                    first.append(images)
-        return {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(first), counter.forwards, seconds
 
     def _keep(self, row: dict, images: Tensor) -> str | None:
         """Stores the first images [K, C, H, W] as a strip; returns its path, relative to the curves file."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import eval.sweep
+import eval.point_sampler
 from core.errors import UserError
 from eval.rows import only_writer, read_rows
 from eval.sweep import run_sweep
@@ -26,7 +26,7 @@ def test_kept_features_give_the_rows_without_sampling(run, cache, uninterrupted,
     def sampled(*_, **__):
         raise AssertionError("it sampled")
 
-    monkeypatch.setattr(eval.sweep, "sample_images", sampled)
+    monkeypatch.setattr(eval.point_sampler, "sample_images", sampled)
     rows = read_rows(first)
     first.unlink()
     again = run_sweep(config(run, first, cache))
@@ -49,7 +49,7 @@ def test_kept_features_complete_rows(run, cache, tmp_path, monkeypatch, capsys):
     run_sweep(config(run, out, cache, entry, n=280, keep_features=True))
     sorted((tmp_path / "features").iterdir())[1].unlink()  # of 2 steps
     before = read_rows(out)
-    monkeypatch.setattr(eval.sweep, "sample_images", lambda *_, **__: pytest.fail("it sampled"))
+    monkeypatch.setattr(eval.point_sampler, "sample_images", lambda *_, **__: pytest.fail("it sampled"))
     rows = run_sweep(config(run, out, cache, entry, n=280, extrapolate=3))
     assert "1 of 2 points to measure, 1 from kept features" in (said := capsys.readouterr().err)
     assert "1 measured rows lack a metric" in said
@@ -61,13 +61,13 @@ def test_kept_features_complete_rows(run, cache, tmp_path, monkeypatch, capsys):
 
 def test_compiling_is_not_timed(run, cache, tmp_path, monkeypatch):
     """Both sizes of batches, 30 = 16 + 14, have been through the network before the clock starts."""
-    sample, seen = eval.sweep.sample_images, []
+    sample, seen = eval.point_sampler.sample_images, []
 
     def recorded(loaded, sampler, steps, indices, *rest, **options):
         seen.append((len(indices), "callback" in options))
         return sample(loaded, sampler, steps, indices, *rest, **options)
 
-    monkeypatch.setattr(eval.sweep, "sample_images", recorded)
+    monkeypatch.setattr(eval.point_sampler, "sample_images", recorded)
     monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
     run_sweep(config(run, tmp_path / "curves.jsonl", cache, {"samplers": ["ddim"], "steps": [1]}, compile=True))
     timed = seen.index((16, True))
@@ -86,7 +86,7 @@ def test_damaged_features_are_sampled_again(run, cache, uninterrupted, tmp_path,
 
 
 def test_batches_shrink_until_they_fit(run, cache, uninterrupted, tmp_path, monkeypatch, capsys):
-    sample, tried = eval.sweep.sample_images, []
+    sample, tried = eval.point_sampler.sample_images, []
 
     def small_machine(loaded, sampler, steps, indices, *rest, **options):
         tried.append(len(indices))
@@ -94,7 +94,7 @@ def test_batches_shrink_until_they_fit(run, cache, uninterrupted, tmp_path, monk
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return sample(loaded, sampler, steps, indices, *rest, **options)
 
-    monkeypatch.setattr(eval.sweep, "sample_images", small_machine)
+    monkeypatch.setattr(eval.point_sampler, "sample_images", small_machine)
     out = tmp_path / "curves.jsonl"
     run_sweep(config(run, out, cache))
     for got, expected in zip(comparable(out), comparable(uninterrupted), strict=True):  # 30 images of 4 a batch, or of 16
@@ -106,14 +106,14 @@ def test_batches_shrink_until_they_fit(run, cache, uninterrupted, tmp_path, monk
 
 @pytest.mark.parametrize("late", [False, True])
 def test_no_memory_for_one_image_is_said(run, cache, tmp_path, monkeypatch, late):
-    sample = eval.sweep.sample_images
+    sample = eval.point_sampler.sample_images
 
     def no_machine(loaded, sampler, steps, indices, *rest, **options):
         if "callback" in options or not late:  # in the estimate, or not before the point itself
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return sample(loaded, sampler, steps, indices, *rest, **options)
 
-    monkeypatch.setattr(eval.sweep, "sample_images", no_machine)
+    monkeypatch.setattr(eval.point_sampler, "sample_images", no_machine)
     with pytest.raises(UserError, match="memory does not suffice for a single image"):
         run_sweep(config(run, tmp_path / "curves.jsonl", cache))
 
@@ -122,7 +122,7 @@ def test_other_errors_are_not_taken_for_memory(run, cache, tmp_path, monkeypatch
     def broken(*_, **options):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(eval.sweep.Sweep, "_sample_share", broken)
+    monkeypatch.setattr(eval.point_sampler.PointSampler, "_sample_share", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         run_sweep(config(run, tmp_path / "curves.jsonl", cache))
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import eval.point_sampler
 import eval.sweep
 from core.config import parse
 from core.data import load_data
@@ -105,7 +106,7 @@ def test_rows_hold_the_protocol_and_the_right_numbers(run, uninterrupted):
 
 def test_finished_rows_are_not_measured_again(run, cache, uninterrupted, monkeypatch):
     before = uninterrupted.read_bytes()
-    monkeypatch.setattr(eval.sweep, "sample_images", None)
+    monkeypatch.setattr(eval.point_sampler, "sample_images", None)
     rows = run_sweep(config(run, uninterrupted, cache))
     assert uninterrupted.read_bytes() == before and len(rows) == 5
 
@@ -169,16 +170,16 @@ def test_extrapolated_row(run, cache, tmp_path):
 
 def test_estimate_before_the_sweep(run, cache, tmp_path, monkeypatch, capsys):
     """A sampler that sleeps a known time for each step makes the estimate known."""
-    true = eval.sweep.sample_images
+    true = eval.point_sampler.sample_images
 
     def slow(run, sampler, steps, indices, *args, **kwargs):
         time.sleep(0.01 * steps * len(indices))
         return true(run, sampler, steps, indices, *args, **kwargs)
 
-    monkeypatch.setattr(eval.sweep, "sample_images", slow)
+    monkeypatch.setattr(eval.point_sampler, "sample_images", slow)
     entry = {"samplers": ["ddim"], "steps": [2, 500]}
     sweep = eval.sweep.Sweep(config(run, tmp_path / "c.jsonl", cache, entry), start_processes(cpu=True))
-    assert sweep._estimate(sweep.tasks) == pytest.approx(0.01 * 30 * 502, rel=0.4)
+    assert sweep.sampler.estimate([(task, sweep.missing(task)) for task in sweep.tasks]) == pytest.approx(0.01 * 30 * 502, rel=0.4)
     assert not (tmp_path / "c.jsonl").exists()
     assert [eval.sweep.in_words(s) for s in (0.1, 75, 1000, 9000)] == ["1 s", "75 s", "17 min", "2.5 h"]
     run_sweep(config(run, tmp_path / "c.jsonl", cache, {"samplers": ["ddim"], "steps": [1]}, n=5))

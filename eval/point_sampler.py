@@ -1,0 +1,163 @@
+"""Sampling for a sweep: a point's images, each process its share, in batches that fit into memory; and how long it will take."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from accelerate import PartialState
+from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
+from torch import Tensor
+from tqdm import tqdm
+
+from core.counting import count_evals
+from core.errors import UserError
+from core.processes import gather_in_order, share_of, sum_over
+from core.runs import sample_images
+from core.samplers import Progress
+from eval.extractors import Extractor
+from eval.machine import device_words, peak_memory_bytes, reset_peak_memory
+from eval.plan import Task, expected_nfe
+from eval.sweep_config import SweepConfig
+
+
+class _MemoryExhausted(Exception):
+    """A batch of a single image did not fit into memory."""
+
+
+class Sampled(NamedTuple):
+    """What sampling one task gave one extractor: features [sets * n, D], the first images [K, C, H, W], and the row's keys that
+    only sampling tells: counted NFE and seconds an image, the main process's peak of memory (eval/machine.py), the device."""
+
+    features: Tensor
+    images: Tensor
+    measured: dict
+
+
+class PointSampler:
+    """Samples the points of one sweep, on one or several processes, and extracts their features. It knows what memory allows:
+    a batch size that did not fit is not tried again.
+
+    Raises:
+        UserError: from `estimate` and `sample`: not even a single image fits into memory, or images are NaN.
+    """
+
+    def __init__(self, config: SweepConfig, tasks: list[Task], state: PartialState, device: torch.device):
+        self.config, self.state, self.device = config, state, device
+        self.total = config.n * config.sets
+        self.batch_size = config.batch_size  # falls where memory does not suffice
+        if config.compile:
+            for network in {id(task.run): task.run.model.network for task in tasks}.values():
+                # forward alone: hooks, which count evaluations, stay outside. One graph a batch size: they are few.
+                network.forward = torch.compile(network.forward, dynamic=False)
+
+    def estimate(self, todo: list[tuple[Task, list[Extractor]]]) -> float:
+        """Seconds that sampling `todo` for its extractors will take: one batch in one step of the first task, and its features,
+        are timed and multiplied. Networks of other runs are taken to be as fast as the first's."""
+        config, task = self.config, todo[0][0]
+        evals = expected_nfe(task.run, task.sampler, task.entry.grid, 1, task.guidance_scale)
+
+        def timed(batch_size: int) -> tuple[Tensor, float]:
+            self.batch_size = batch_size
+            self._warm_up(task)
+            indices = torch.arange(min(batch_size, share_of(self.total, self.state).numel()))
+            start = time.perf_counter()
+            given = (config.seed, task.guidance_scale, task.entry.threshold, task.entry.grid)
+            images = sample_images(task.run, task.sampler, 1, indices, *given)
+            return images, time.perf_counter() - start
+
+        images, seconds = self._fitting(timed, task)
+        sampling = seconds / len(images) / evals * sum(t.nfe for t, _ in todo)
+        extracting = 0.0
+        wanted = [extractor for _, extractors in todo for extractor in extractors]
+        for extractor in dict.fromkeys(wanted):
+            few = images[: extractor.batch_size]
+            start = time.perf_counter()
+            extractor(few)
+            extracting += (time.perf_counter() - start) / len(few) * wanted.count(extractor)
+        return (sampling + extracting) * self.total / self.state.num_processes
+
+    def sample(self, task: Task, extractors: list[Extractor], bar: tqdm) -> dict[str, Sampled]:
+        """Samples sets * n images, each process its share, and gathers everyone's: by extractor. `bar` counts evaluations."""
+        config, total, begun = self.config, self.total, bar.n
+
+        def share(batch_size: int) -> tuple[dict[str, Tensor], Tensor, float, float]:
+            self.batch_size = batch_size
+            self._warm_up(task)
+            reset_peak_memory(self.device)
+            bar.update(begun - bar.n)  # a try with larger batches may have gone before
+            return self._sample_share(task, extractors, bar)
+
+        features, first, forwards, seconds = self._fitting(share, task)
+        forwards, seconds = sum_over([forwards, seconds], self.state)
+        measured = {
+            "nfe": forwards / total,
+            "seconds_per_image": seconds / total,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "device": device_words(self.device) + ", compiled" * config.compile,
+        }
+        if -(-total // self.state.num_processes) < config.keep_samples:  # few images: the first ones lie on several processes
+            first = gather_in_order(first, total, self.state)
+        whole = {e.name: gather_in_order(features[e.name], total, self.state) for e in extractors}
+        return {name: Sampled(gathered, first[: config.keep_samples], measured) for name, gathered in whole.items()}
+
+    def _warm_up(self, task: Task) -> None:
+        """Pays for set-up that is not the sampler's; with compile for the graphs of both sizes of batches."""
+        share = share_of(self.total, self.state).numel()
+        sizes = {min(self.batch_size, share), share % self.batch_size} if self.config.compile else {2}
+        for size in sizes - {0}:
+            sample_images(task.run, task.sampler, 1, torch.arange(size), self.config.seed, task.guidance_scale)
+
+    def _fitting(self, share: Callable[[int], tuple], task: Task) -> tuple:
+        """share(batch size), with batches that fit into memory. accelerate's helper comes in only when the first try fails,
+        since it collects garbage before each try, 0.2 s a point.
+
+        Raises:
+            UserError: not even a single image fits.
+        """
+        try:
+            return share(self.batch_size)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        try:
+            return find_executable_batch_size(share, self._smaller_batches(), reduce_batch_size_fn=self._smaller_batches)()
+        except _MemoryExhausted as error:
+            raise UserError(f"{task.run.folder} with {task.words}: memory does not suffice for a single image") from error
+
+    def _smaller_batches(self) -> int:
+        """Half of the batch that did not fit into memory; smaller batches give the same samples."""
+        if self.batch_size == 1:
+            raise _MemoryExhausted
+        self.batch_size //= 2
+        print(f"out of memory: going on with batches of {self.batch_size}", file=sys.stderr, flush=True)
+        return self.batch_size
+
+    def _sample_share(
+        self, task: Task, extractors: list[Extractor], bar: tqdm
+    ) -> tuple[dict[str, Tensor], Tensor, float, float]:
+        """This process's share in batches: features by extractor, first images, network forwards, seconds of sampling."""
+        config, run, entry = self.config, task.run, task.entry
+        features: dict[str, list[Tensor]] = {e.name: [torch.empty(0, e.width)] for e in extractors}
+        first = [torch.empty(0, run.channels, run.side, run.side, dtype=torch.uint8)]
+
+        def after_step(p: Progress) -> None:
+            if p.index == p.steps and not torch.isfinite(p.x).all():
+                raise UserError(f"{run.folder} with {task.words} gives NaN or infinite images: its weights have diverged")
+            bar.update(len(p.x) * task.nfe / p.steps * self.state.num_processes)
+
+        given = (config.seed, task.guidance_scale, entry.threshold, entry.grid)
+        seconds = 0.0
+        with count_evals(run.model.network) as counter:
+            for indices in share_of(self.total, self.state).split(self.batch_size):
+                start = time.perf_counter()
+                images = sample_images(run, task.sampler, task.steps, indices, *given, callback=after_step)
+                seconds += time.perf_counter() - start  # images are on the CPU, so the device has finished
+                for extractor in extractors:
+                    features[extractor.name].append(extractor(images))
+                if sum(map(len, first)) < config.keep_samples:
+                    first.append(images)
+        return {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(first), counter.forwards, seconds
