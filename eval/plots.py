@@ -4,6 +4,7 @@ Loads matplotlib late."""
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -135,13 +136,14 @@ def plot_trade_off(group: list[dict], path: Path) -> None:
         ends.append((x, y, _name(rows[0], group), look.color))
     for row in filter(is_floor, group):
         axes.plot(row["precision"], row["recall"], marker="*", markersize=13, color="black", linestyle="", zorder=5)
-        axes.annotate(f"real: {row['run']}", (row["precision"], row["recall"]), xytext=(8, -11), textcoords="offset points", fontsize=9)
+        ends.append((np.array([row["precision"]]), np.array([row["recall"]]), f"real: {row['run']}", "black"))
     first = next(row for row in group if not is_floor(row))
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel("precision: share of samples within the data's neighbourhoods")
     axes.set_ylabel("recall: share of the data within the samples' neighbourhoods")
-    axes.set_title(f"{first['dataset']}: quality and mode coverage, n = {first['n']}, {first['extractor']} features")
+    title = [f"{first['dataset']}: quality and mode coverage, n = {first['n']},", f"{first['extractor']} features"]
+    axes.set_title(("\n" if len("".join(title)) > 80 else " ").join(title))
     figure.supxlabel("small numbers: evaluations at the start of a curve, which walks on with its steps", fontsize=7.5, color="#555555")
     figure.draw_without_rendering()
     place_labels(axes, ends)
@@ -250,8 +252,6 @@ def plot_samples(group: list[dict], folder: Path, path: Path) -> bool:
 
 
 def _broken(words: str, width: int = 22) -> str:
-    import textwrap
-
     return "\n".join(textwrap.wrap(words, width))
 
 
