@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-import eval.sweep
+import eval.point_sampler
 from tests.scripts.test_bad_input import run_script
 from tests.tiny import train_tiny
 
@@ -14,7 +14,9 @@ def ratio_of(capsys, run, *options: str) -> float:
     code, errors = run_script("benchmark_harness", str(run), "--steps", "20", "--n", "200", "--metrics-n", "300", *options)
     assert code == 0, errors
     out = capsys.readouterr().out
-    assert {"distance", "bootstrap", "kid", "precision and recall", "all of a row"} <= set(re.findall(r"^\| ([a-z ]+) \|", out, re.M))
+    assert {"distance", "bootstrap", "kid", "precision and recall", "all of a row"} <= set(
+        re.findall(r"^\| ([a-z ]+) \|", out, re.MULTILINE)
+    )
     return float(re.search(r"a point of the harness \| [\d.]+ \| ([\d.]+) \|", out)[1])
 
 
@@ -22,11 +24,11 @@ def test_overhead_is_seen(tmp_path, monkeypatch, capsys):
     run = tmp_path / "teacher"
     train_tiny(run, images=64)
     once = ratio_of(capsys, run, "--bootstrap", "2")
-    share = eval.sweep.Sweep._sample_share
+    share = eval.point_sampler.PointSampler._sample_share
 
     def twice(self, *arguments):
         share(self, *arguments)
         return share(self, *arguments)
 
-    monkeypatch.setattr(eval.sweep.Sweep, "_sample_share", twice)
+    monkeypatch.setattr(eval.point_sampler.PointSampler, "_sample_share", twice)
     assert 0.6 < ratio_of(capsys, run, "--bootstrap", "2") - once < 1.5
