@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if twice := {k for k in keys if keys.count(k) > 1}:
-            raise yaml.YAMLError(f"key '{sorted(map(str, twice))[0]}' is given twice")
+            raise yaml.YAMLError(f"key '{min(map(str, twice))}' is given twice")
         return super().construct_mapping(node, deep)
 
 
@@ -134,7 +134,9 @@ def parse(cls: type[T], values: dict, source: str) -> T:
             raise UserError(f"{source}: key '{key}' is missing") from error
         if first["type"] == "union_tag_invalid":
             known = re.findall(r"'([^']+)'", first["ctx"]["expected_tags"])
-            raise UserError(f"{source}: {key}: unknown name '{first['ctx']['tag']}'{nearest(first['ctx']['tag'], known)}") from error
+            raise UserError(
+                f"{source}: {key}: unknown name '{first['ctx']['tag']}'{nearest(first['ctx']['tag'], known)}"
+            ) from error
         cause = first.get("ctx", {}).get("error")
         message = str(cause) if isinstance(cause, Exception) else first["msg"]
         given = f", got {first['input']!r}" if not isinstance(first["input"], (dict, list)) else ""

@@ -100,7 +100,9 @@ def denoiser_for(
         UserError: guidance without classes, or a label outside 0..num_classes (num_classes is the null label).
     """
     if label is not None and len(label) and (bad := label[(label < 0) | (label > num_classes)]).numel():
-        raise UserError(f"label {int(bad[0])} is out of range: this model knows 0 to {num_classes - 1} (and {num_classes}, null)")
+        raise UserError(
+            f"label {int(bad[0])} is out of range: this model knows 0 to {num_classes - 1} (and {num_classes}, null)"
+        )
     if guidance_scale != 1.0 and (label is None or num_classes == 0):
         raise UserError(f"guidance_scale={guidance_scale} needs a class-conditional model and labels; 1.0 is off")
     denoiser: Denoiser = (

@@ -209,5 +209,3 @@ def noise_of(batch: Batch) -> Tensor:
     if batch.eps is not None:
         return batch.eps
     return batch.rng.normal(tuple(batch.x0.shape[1:]), "eps")
-
-

@@ -80,9 +80,7 @@ class RunLoader(NamedTuple):
 LOADERS: list[RunLoader] = []  # command lines register theirs (scripts/methods.py); core knows none
 
 
-def load_run(
-    folder: str | Path, weights: str = "ema", device: torch.device | str = "cpu", steps: int | None = None
-) -> Run:
+def load_run(folder: str | Path, weights: str = "ema", device: torch.device | str = "cpu", steps: int | None = None) -> Run:
     """The newest checkpoint of a run folder, or whatever else one of LOADERS recognises.
 
     Args:

@@ -28,7 +28,9 @@ class Tracker:
     def __init__(self, config: RunConfig, images: int, budget: float, stages: list[str], enabled: bool):
         self.config, self.stages, self.enabled = config, stages, enabled
         self.file = Path(config.run) / "metrics.jsonl"
-        self.bar = tqdm(total=round(budget), unit="img", unit_scale=True, disable=not enabled, dynamic_ncols=True, mininterval=1.0)
+        self.bar = tqdm(
+            total=round(budget), unit="img", unit_scale=True, disable=not enabled, dynamic_ncols=True, mininterval=1.0
+        )
         self.evals_budget = config.budget.evals is not None
         self.wandb = None
         self._reset(images)

@@ -126,9 +126,7 @@ class Trainer:
                 "teacher": self.method.teacher_name,
                 "config_sha256": config_sha256(self.config),
             }
-            save_checkpoint(
-                self.folder, self.method.spec, self.network, self.ema.ema_model, self.method.frozen(), state, price
-            )
+            save_checkpoint(self.folder, self.method.spec, self.network, self.ema.ema_model, self.method.frozen(), state, price)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> bool:
@@ -273,7 +271,8 @@ class Trainer:
         file = self.folder / f"diverged-{self.images:012d}-process{self.accelerator.process_index}.pt"
         rng: Noise = batch.rng
         torch.save(
-            {"x0": batch.x0, "label": batch.label, "positions": rng.indices, "t": loss.t, "loss": loss.per_sample.detach()}, file
+            {"x0": batch.x0, "label": batch.label, "positions": rng.indices, "t": loss.t, "loss": loss.per_sample.detach()},
+            file,
         )
         bad = loss.t[~torch.isfinite(loss.per_sample.detach())]
         where = f" at t = {float(bad[0]):.4f}" if len(bad) else ""

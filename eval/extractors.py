@@ -130,7 +130,11 @@ class BFloat16InceptionExtractor(InceptionExtractor):
             return super()._features(images)
 
 
-EXTRACTORS: dict[str, type[Extractor]] = {**{name: ClassifierExtractor for name in CLASSIFIERS}, INCEPTION: InceptionExtractor, INCEPTION_BFLOAT16: BFloat16InceptionExtractor}
+EXTRACTORS: dict[str, type[Extractor]] = {
+    **{name: ClassifierExtractor for name in CLASSIFIERS},
+    INCEPTION: InceptionExtractor,
+    INCEPTION_BFLOAT16: BFloat16InceptionExtractor,
+}
 
 
 def make_extractor(name: str, device: torch.device | str = "cpu", weights: str | Path | None = None) -> Extractor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 NEAR = [(8, 0), (8, 10), (8, -10), (0, 12), (0, -14), (-8, 12), (-8, -14)]  # points from a curve's point to its name
@@ -73,7 +75,7 @@ def _outline(text) -> None:
 def _along(points: np.ndarray, spacing: float = 6.0) -> np.ndarray:
     """Pixels [K, 2] every `spacing` along the broken line through points [N, 2]."""
     parts = [points[:1]]
-    for a, b in zip(points, points[1:]):
+    for a, b in itertools.pairwise(points):
         count = max(2, int(np.hypot(*(b - a)) / spacing))
         parts.append(a + (b - a) * np.linspace(0, 1, count + 1)[1:, None])
     return np.concatenate(parts)

@@ -162,7 +162,9 @@ def kernel_distance(features: Tensor, reference: Tensor, sums: dict | None = Non
         sums[len(a)] = _sums_within(b, [y for _, y in subsets])
     within_a, within_b = _sums_within(a, [x for x, _ in subsets]), sums[len(a)]
     between = _sums_between(a, b, subsets)
-    values = [(xx + yy) / (size * (size - 1)) - 2 * xy / size**2 for xx, yy, xy in zip(within_a, within_b, between, strict=True)]
+    values = [
+        (xx + yy) / (size * (size - 1)) - 2 * xy / size**2 for xx, yy, xy in zip(within_a, within_b, between, strict=True)
+    ]
     return float(np.mean(values))
 
 

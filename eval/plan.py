@@ -86,9 +86,13 @@ def data_of(config: SweepConfig, run: Run) -> DataConfig:
     if run.data is not None and config.data is not None:
         trained, given = run.data, config.data
         if trained.name != given.name:
-            raise UserError(f"{run.folder} was trained on data {trained.name}, but the sweep's data is {given.name}: remove data")
+            raise UserError(
+                f"{run.folder} was trained on data {trained.name}, but the sweep's data is {given.name}: remove data"
+            )
         if trained.side != given.side:
-            raise UserError(f"{run.folder} was trained on side {trained.side}, but the sweep's data has side {given.side}: change it")
+            raise UserError(
+                f"{run.folder} was trained on side {trained.side}, but the sweep's data has side {given.side}: change it"
+            )
     return config.data if config.data and (run.data is None or config.data.root) else run.data
 
 
@@ -104,7 +108,9 @@ def plan(config: SweepConfig, device: torch.device) -> list[Task]:
                     run = loaded.setdefault(run.weights_file, run)
                     nfe = expected_nfe(run, sampler, entry.grid, steps, scale)
                     tasks.append(Task(run, entry, sampler, steps, scale, nfe))
-    used = {(data.name, data.side, data.root if data.name == "folder" else None) for data in (data_of(config, t.run) for t in tasks)}
+    used = {
+        (data.name, data.side, data.root if data.name == "folder" else None) for data in (data_of(config, t.run) for t in tasks)
+    }
     if len(used) > 1:
         raise UserError(f"the runs of one sweep share a data set, these have {sorted(name for name, *_ in used)}: split it")
     return tasks

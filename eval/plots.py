@@ -144,7 +144,9 @@ def plot_trade_off(group: list[dict], path: Path) -> None:
     axes.set_ylabel("recall: share of the data within the samples' neighbourhoods")
     title = [f"{first['dataset']}: quality and mode coverage, n = {first['n']},", f"{first['extractor']} features"]
     axes.set_title(("\n" if len("".join(title)) > 80 else " ").join(title))
-    figure.supxlabel("small numbers: evaluations at the start of a curve, which walks on with its steps", fontsize=7.5, color="#555555")
+    figure.supxlabel(
+        "small numbers: evaluations at the start of a curve, which walks on with its steps", fontsize=7.5, color="#555555"
+    )
     figure.draw_without_rendering()
     place_labels(axes, ends)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,8 +37,10 @@ def ranking_tables(rows: list[dict]) -> str:
         first = next(row for row in group if not is_floor(row))
         heads = ["evaluations", "lowest", "second", "third"]
         lines = [
-            f"{protocol_words(group)}: the lowest {measure_words(first)} at each number of network evaluations; ± is a standard error, z a difference in standard errors, "
-            "* more than its error",
+            (
+                f"{protocol_words(group)}: the lowest {measure_words(first)} at each number of network evaluations; "
+                "± is a standard error, z a difference in standard errors, * more than its error"
+            ),
             "",
             "| " + " | ".join(heads) + " |",
             "|---:" + "|---" * PLACES + "|",

@@ -155,7 +155,9 @@ def reference_for(
         ready = [_read(file) for file in files]  # before anything is written, so that all processes see the same
         found = []
         if any(ready) and writes:
-            print(f"{extractor.name} reference: {sum(map(bool, ready))} of {len(files)} parts are there already", file=sys.stderr)
+            print(
+                f"{extractor.name} reference: {sum(map(bool, ready))} of {len(files)} parts are there already", file=sys.stderr
+            )
         if skip:
             skip(sum(len(done["features"]) for done in ready if done))
         for file, done, images in zip(files, ready, data.images.split(PART), strict=True):

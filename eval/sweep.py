@@ -98,7 +98,9 @@ class Sweep:
                 for e in self.extractors
                 if e not in self.missing(task)
             ):
-                _say(f"{stay} measured rows lack a metric that is asked for now, and have no kept features: they stay as they are")
+                _say(
+                    f"{stay} measured rows lack a metric that is asked for now, and have no kept features: they stay as they are"
+                )
             ready = f", {len(todo) - len(to_sample)} from kept features" if len(to_sample) < len(todo) else ""
             _say(f"{points}{ready}: {total} images each, {cost:,} network evaluations in all")
             for extractor in self.extractors:

@@ -58,7 +58,9 @@ def _cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
         any_row = next(iter(points.values()))
         cells = [number_words(points[s]["fid"], points[s]["fid_std"]) if s in points else "" for s in steps]
         body.append([series_words(any_row, rows), *cells])
-    body += [[series_words(r, rows), number_words(r["fid"], r["fid_std"]), *[""] * (len(steps) - 1)] for r in rows if is_floor(r)]
+    body += [
+        [series_words(r, rows), number_words(r["fid"], r["fid_std"]), *[""] * (len(steps) - 1)] for r in rows if is_floor(r)
+    ]
     return ["steps", *map(str, steps)], body
 
 

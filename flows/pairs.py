@@ -92,7 +92,9 @@ def generate_pairs(
     """
     chosen = make_sampler(sampler)
     if chosen.stochastic:
-        raise UserError(f"sampler '{sampler}' adds noise, so its result is not paired with its start: use ddim, heun, dpm++2m or unipc")
+        raise UserError(
+            f"sampler '{sampler}' adds noise, so its result is not paired with its start: use ddim, heun, dpm++2m or unipc"
+        )
     if count < 1:
         raise UserError(f"count = {count}: at least 1 pair")
     recipe = Recipe(
@@ -166,7 +168,9 @@ class PairSource:
         self.manifest = manifest
         expected = -(-manifest.count // manifest.shard)
         if len(manifest.shards) < expected:
-            raise UserError(f"{folder}: {len(manifest.shards)} of {expected} shards are there; run scripts.pairs again to finish")
+            raise UserError(
+                f"{folder}: {len(manifest.shards)} of {expected} shards are there; run scripts.pairs again to finish"
+            )
         parts = [self._read(name) for name in sorted(manifest.shards)]
         self.x0 = torch.cat([p["x0"] for p in parts])
         self.label = torch.cat([p["label"] for p in parts])

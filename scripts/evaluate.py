@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import scripts.methods  # noqa: F401  its registries
 from core.config import parse, read_config
 from core.errors import UserError, command_line
 from core.processes import start_processes
 from eval.sweep import run_sweep
 from eval.sweep_config import SweepConfig
 from eval.table import text_tables
-from scripts import methods as _
 
 
 def numbers(text: str, kind: type, option: str) -> list:
@@ -73,7 +73,10 @@ def main() -> None:
     parser.add_argument("--guidance-scale", default="1.0", help="with commas between several; 1.0 is off (default)")
     parser.add_argument("--threshold", default="none", help="none, static, static-x0 or dynamic (default: %(default)s)")
     parser.add_argument("--grid", help="spacing of the times (default: the sampler's own)")
-    parser.add_argument("--extractor", help="digits-cnn, fashion-cnn, inception-v3-compat or inception-v3-compat-bf16; with commas between several")
+    parser.add_argument(
+        "--extractor",
+        help="digits-cnn, fashion-cnn, inception-v3-compat or inception-v3-compat-bf16; with commas between several",
+    )
     parser.add_argument("--n", type=int, help="images a set")
     parser.add_argument("--sets", type=int, default=1, help="disjoint sets: 1, or at least 3 (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")

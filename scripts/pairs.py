@@ -1,6 +1,6 @@
 """Generate noise-data pairs from a flow or a teacher, for reflow and for distilling a flow; resumable.
 
-    python -m scripts.pairs runs/flow --out runs/flow-pairs --count 50000 --sampler heun --steps 16
+python -m scripts.pairs runs/flow --out runs/flow-pairs --count 50000 --sampler heun --steps 16
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
+import scripts.methods  # noqa: F401  its registries
 from core.errors import command_line
 from core.runs import load_run
 from core.samplers import SAMPLERS
-from scripts import methods as _
 
 
 @command_line
@@ -27,7 +27,9 @@ def main() -> None:
     deterministic = [name for name, s in SAMPLERS.items() if not s.stochastic]
     parser.add_argument("--sampler", default="heun", help=f"one of {', '.join(deterministic)} (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=16, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s, so that evaluation's seed 0 is not trained on")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="default: %(default)s, so that evaluation's seed 0 is not trained on"
+    )
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="1.0 is off (default)")
     parser.add_argument("--shard", type=int, default=4096, help="pairs a file (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")

@@ -1,7 +1,7 @@
 """Draws curves.png, seconds.png (both also as .svg) and samples.png from a curves file, without sampling anything.
 
-    python -m scripts.plot runs/quickstart/curves.jsonl
-    python -m scripts.plot a/curves.jsonl b/curves.jsonl --out pictures --markdown table.md --relative-to teacher
+python -m scripts.plot runs/quickstart/curves.jsonl
+python -m scripts.plot a/curves.jsonl b/curves.jsonl --out pictures --markdown table.md --relative-to teacher
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def main() -> None:
     parser.add_argument("curves", type=Path, nargs="+", help="curves.jsonl, or several to draw together")
     parser.add_argument("--out", type=Path, help="folder for the pictures (default: that of the first curves file)")
     parser.add_argument("--markdown", type=Path, help="also write the tables, as Markdown, to this file")
-    parser.add_argument("--relative-to", metavar="RUN", help="and a table of ratios to the best that the run of this name reaches")
+    parser.add_argument(
+        "--relative-to", metavar="RUN", help="and a table of ratios to the best that the run of this name reaches"
+    )
     a = parser.parse_args()
     if a.relative_to and not a.markdown:
         raise UserError("--relative-to adds a table to the file of --markdown: name one")

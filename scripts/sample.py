@@ -1,7 +1,7 @@
 """Sample images from a run, as a grid (PNG) or as single files; optionally a film of the running guess.
 
-    python -m scripts.sample runs/digits/teacher --sampler unipc --steps 8 --out samples.png
-    python -m scripts.sample runs/digits/teacher --steps 16 --label 3 --guidance-scale 2 --count 100 --folder out/
+python -m scripts.sample runs/digits/teacher --sampler unipc --steps 8 --out samples.png
+python -m scripts.sample runs/digits/teacher --steps 16 --label 3 --guidance-scale 2 --count 100 --folder out/
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import scripts.methods  # noqa: F401  its registries
 from core.data.dataset import to_uint8
 from core.errors import UserError, command_line
 from core.grids import GRID_NAMES
 from core.pictures import save_png, tile
 from core.runs import load_run, sample_images
 from core.samplers import SAMPLERS, Progress
-from scripts import methods as _
 
 
 @command_line
@@ -49,7 +49,9 @@ def main() -> None:
     run = load_run(a.run, a.weights, "cuda" if torch.cuda.is_available() else "cpu", a.steps)
     film: list[torch.Tensor] = []
     parts = []
-    with tqdm(total=a.count * max(a.steps, 1), desc=f"{run.name}: {a.sampler}", unit="step", dynamic_ncols=True, disable=None) as bar:
+    with tqdm(
+        total=a.count * max(a.steps, 1), desc=f"{run.name}: {a.sampler}", unit="step", dynamic_ncols=True, disable=None
+    ) as bar:
         for indices in torch.arange(a.count).split(a.batch_size):
 
             def after_step(p: Progress, first: bool = int(indices[0]) == 0, size: int = len(indices)) -> None:

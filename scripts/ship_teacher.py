@@ -115,7 +115,9 @@ def main() -> None:
     )
     parser.add_argument("run", nargs="?", type=Path, help="folder of a trained run")
     parser.add_argument("folder", type=Path, help="folder to ship")
-    parser.add_argument("--card", type=Path, metavar="CURVES", help="write the card of a shipped folder from these rows instead")
+    parser.add_argument(
+        "--card", type=Path, metavar="CURVES", help="write the card of a shipped folder from these rows instead"
+    )
     a = parser.parse_args()
     if (a.run is None) == (a.card is None):
         raise UserError("give either RUN FOLDER, or --card CURVES FOLDER")

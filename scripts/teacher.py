@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+import scripts.methods  # noqa: F401  its registries
 from core.errors import UserError, command_line
 from core.runs import load_run
-from scripts import methods as _
 
 
 def info(a: argparse.Namespace) -> None:

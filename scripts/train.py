@@ -1,8 +1,8 @@
 """Train a teacher, a student or a flow from a YAML config; the same command goes on after an interruption.
 
-    python -m scripts.train configs/digits/teacher.yaml run=runs/teacher budget.images=200000
-    accelerate launch --num_processes 8 -m scripts.train configs/fashion_mnist/teacher.yaml        (8 GPUs)
-    torchrun --standalone --nproc_per_node 2 -m scripts.train configs/digits/teacher.yaml          (2 processes, no GPU)
+python -m scripts.train configs/digits/teacher.yaml run=runs/teacher budget.images=200000
+accelerate launch --num_processes 8 -m scripts.train configs/fashion_mnist/teacher.yaml        (8 GPUs)
+torchrun --standalone --nproc_per_node 2 -m scripts.train configs/digits/teacher.yaml          (2 processes, no GPU)
 """
 
 from __future__ import annotations

@@ -90,7 +90,9 @@ def export(run: Run, out: Path) -> str:
             f"{run.folder}: network.second_time = True: diffusers has no second time; only teachers and flows are exported"
         )
     if isinstance(spec.network, DiffusersConfig) and source is None and spec.network.class_name != "UNet2DModel":
-        raise UserError(f"{run.folder}: students with a {spec.network.class_name} are not exported: diffusers has no pixel pipeline")
+        raise UserError(
+            f"{run.folder}: students with a {spec.network.class_name} are not exported: diffusers has no pixel pipeline"
+        )
     if isinstance(spec.network, DiffusersConfig) and source is None and converts(spec):
         raise UserError(
             f"{run.folder}: path {spec.path}, prediction {spec.prediction} of a {spec.network.class_name} is not diffusers' "

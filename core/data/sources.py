@@ -63,9 +63,7 @@ def fashion_mnist(split: str, root: str | None, side: int | None) -> ImageData:
     images, labels = (_read_idx(folder / n) for n in names)
     if len(images) != len(labels):
         raise UserError(f"{folder}: {names[0]} holds {len(images)} images, {names[1]} {len(labels)} labels: fetch both again")
-    return ImageData(
-        "fashion_mnist", split, torch.from_numpy(images)[:, None], torch.from_numpy(labels).long(), 10, flip=False
-    )
+    return ImageData("fashion_mnist", split, torch.from_numpy(images)[:, None], torch.from_numpy(labels).long(), 10, flip=False)
 
 
 def cifar10(split: str, root: str | None, side: int | None) -> ImageData:

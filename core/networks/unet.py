@@ -195,9 +195,7 @@ class UNet(nn.Module):
                 current = width
             if level > 0:
                 self.grow.append(nn.Conv2d(current, current, 3, padding=1))
-        self.head = nn.Sequential(
-            group_norm(current), nn.SiLU(), zeroed(nn.Conv2d(current, channels * patch**2, 3, padding=1))
-        )
+        self.head = nn.Sequential(group_norm(current), nn.SiLU(), zeroed(nn.Conv2d(current, channels * patch**2, 3, padding=1)))
         self.blocks = blocks
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None) -> Tensor:

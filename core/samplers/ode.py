@@ -28,9 +28,7 @@ def euler(
     return ddim(denoiser, noise, grid, rng, callback)
 
 
-def heun(
-    denoiser: Denoiser, noise: Tensor, grid: Tensor, rng: Noise | None = None, callback: Callback | None = None
-) -> Tensor:
+def heun(denoiser: Denoiser, noise: Tensor, grid: Tensor, rng: Noise | None = None, callback: Callback | None = None) -> Tensor:
     """Order 2, two evaluations a step; a step that ends on clean data is an Euler step, as in Karras et al. 2022."""
     x = noise
     for step in intervals(denoiser.path, grid):

@@ -35,7 +35,9 @@ def test_bound_is_tight_where_the_posterior_is_exact():
         code = mean + variance**0.5 * z[:, None]
         decoded = (code * w).view(-1, 1, 2, 2)
         constant = torch.full_like(code, mean), torch.full_like(code, variance).log()
-        bounds = negative_elbo(x.view(1, 1, 2, 2).expand_as(decoded), decoded, *constant, torch.tensor(s, dtype=torch.float64).log())
+        bounds = negative_elbo(
+            x.view(1, 1, 2, 2).expand_as(decoded), decoded, *constant, torch.tensor(s, dtype=torch.float64).log()
+        )
         return (bounds * weights[:, 0]).sum()
 
     precision = float(w @ w) + s**2
@@ -46,9 +48,7 @@ def test_bound_is_tight_where_the_posterior_is_exact():
 
 
 def test_training_lowers_the_bound_and_the_code_is_used(tmp_path):
-    trainer = train_tiny(
-        tmp_path / "vae", "vae", own_network=SIZE, images=12_800, lr=3e-3, log={"sampler": "jump", "steps": 1}
-    )
+    trainer = train_tiny(tmp_path / "vae", "vae", own_network=SIZE, images=12_800, lr=3e-3, log={"sampler": "jump", "steps": 1})
     losses = [row["loss"] for row in metrics_of(tmp_path / "vae")]
     assert losses[-1] < losses[0] - 0.3, losses
     network = trainer.ema.ema_model.eval()

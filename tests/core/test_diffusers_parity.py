@@ -124,7 +124,7 @@ def test_dpm_solver_2m(network, path, prediction, stochastic):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("order", [2, 3])
 def test_unipc(network, path, prediction, order):
-    x, rng = start()
+    x, _ = start()
     # diffusers also lowers the order of the step before the last; ours does not, so its orders are given as they fall there
     ours = unipc(Conditioned(Model(network, make_path(path), prediction)), x, grid_of(STEPS), order=order)
     scheduler = diffusers.UniPCMultistepScheduler(

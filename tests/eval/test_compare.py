@@ -105,7 +105,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
 
     assert run(one, "--a", "a", "--b", "b") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "FD@449, digits-cnn" in lines[0] and lines[2].split() == "1 10 11 -1 0.5 0.909 -2.0 a is better".split()
+    assert "FD@449, digits-cnn" in lines[0] and " ".join(lines[2].split()) == "1 10 11 -1 0.5 0.909 -2.0 a is better"
     assert lines[4].endswith("within the error")
     mixed = tmp_path / "mixed.jsonl"  # as a sweep that was interrupted and extended leaves it
     order = [(449, 1, 1.0), (1000, 1, 2.0), (449, 2, 3.0)]
@@ -113,7 +113,13 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     mixed.write_text("".join(json.dumps(r) + "\n" for r in lines))
     assert run(mixed, "--a", "a", "--b", "b") == 0
     words = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
-    assert [w for w in words if w[0] != "steps"] == [["FD@449,", "digits-cnn"], ["1", "1"], ["2", "3"], ["FD@1000,", "digits-cnn"], ["1", "2"]]
+    assert [w for w in words if w[0] != "steps"] == [
+        ["FD@449,", "digits-cnn"],
+        ["1", "1"],
+        ["2", "3"],
+        ["FD@1000,", "digits-cnn"],
+        ["1", "2"],
+    ]
     assert run(one, two, "--a", "a") == 0
     assert capsys.readouterr().out.splitlines()[2].endswith("+11.8  a (2nd) is better")  # 5 / sqrt(2 * 0.3^2)
     for arguments, words in [((one, "--a", "a"), "--b is missing"), ((tmp_path / "no", "--a", "a", "--b", "b"), "has no rows")]:

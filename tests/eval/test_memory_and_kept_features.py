@@ -13,7 +13,7 @@ import eval.point_sampler
 from core.errors import UserError
 from eval.rows import only_writer, read_rows
 from eval.sweep import run_sweep
-from tests.eval.test_sweep import cache, comparable, config, run, uninterrupted
+from tests.eval.small_sweep import comparable, config
 
 
 def test_kept_features_give_the_rows_without_sampling(run, cache, uninterrupted, tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_compiling_is_not_timed(run, cache, tmp_path, monkeypatch):
 def test_damaged_features_are_sampled_again(run, cache, uninterrupted, tmp_path, capsys):
     out = tmp_path / "curves.jsonl"
     run_sweep(config(run, out, cache, keep_features=True))
-    file = sorted((tmp_path / "features").iterdir())[0]
+    file = min((tmp_path / "features").iterdir())
     file.write_bytes(file.read_bytes()[:-7])
     out.unlink()
     run_sweep(config(run, out, cache))

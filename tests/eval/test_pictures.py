@@ -73,9 +73,9 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
 def test_pictures_of_like_protocols_have_names_of_their_own(tmp_path):
     like = [{"n": 1000}, {"n": 1000, "reference": "digits test"}, {"n": 1000, "extractor_sha256": "ef" * 32}]
     written = plot_all([row("ddpm", 1, 5.0), *(row("ddpm", 1, 5.0, **changes) for changes in like)], tmp_path, tmp_path)
-    assert len(set(written)) == len(written) and {f"curves-digits-digits-cnn-1000{end}.png" for end in ("", "-test", "-train")} < {
-        path.name for path in written
-    }
+    assert len(set(written)) == len(written) and {
+        f"curves-digits-digits-cnn-1000{end}.png" for end in ("", "-test", "-train")
+    } < {path.name for path in written}
 
 
 def test_tables():
@@ -149,13 +149,16 @@ def test_only_a_floor_is_nothing_to_draw(tmp_path):
 def test_trade_off_counts_classes_and_picks_the_ends():
     floor = row("floor", None, 2.0, class_histogram=[10, 10, 20], precision=0.9, recall=0.9, seconds_per_image=None)
     given = {"precision": 0.8, "recall": 0.5, "seconds_per_image": 0.002}
-    points = [row("new", s, f, class_histogram=h, **given) for s, f, h in [(1, 9.0, [4, 0, 0]), (2, 3.0, [1, 1, 2]), (4, 4.0, [1, 1, 2])]]
+    points = [
+        row("new", s, f, class_histogram=h, **given)
+        for s, f, h in [(1, 9.0, [4, 0, 0]), (2, 3.0, [1, 1, 2]), (4, 4.0, [1, 1, 2])]
+    ]
     assert class_distance(points[0], floor) == pytest.approx(0.75)  # all of one class, which has a quarter of the data
     assert class_distance(points[1], floor) == 0
     assert class_distance(points[0], None) == pytest.approx(2 / 3)
     assert class_distance(row("new", 1, 1.0, class_histogram=None), floor) is None
     lines = trade_off_tables([floor, *points]).splitlines()
-    body = [line for line in lines if line.startswith("| new") or line.startswith("| floor")]
+    body = [line for line in lines if line.startswith(("| new", "| floor"))]
     assert len(body) == 3 and "1 step " in body[0] and "75.0 %" in body[0] and "2 steps" in body[1] and "3.00" in body[1]
 
 

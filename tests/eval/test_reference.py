@@ -19,7 +19,7 @@ from eval.rows import read_rows
 from eval.sweep import run_sweep
 from eval.table import markdown_tables
 from eval.trade_off import trade_off_tables
-from tests.eval.test_sweep import cache, config, run, uninterrupted
+from tests.eval.small_sweep import config
 from tests.scripts.test_bad_input import run_script
 
 
@@ -142,7 +142,9 @@ def test_shipped_reference_measures_the_same_distance(run, cache, uninterrupted,
     run_sweep(config(run, out, str(tmp_path / "empty")))
     assert not (tmp_path / "empty").exists()
     for got, expected in zip(read_rows(out), read_rows(uninterrupted), strict=True):
-        assert got["fid"] == pytest.approx(expected["fid"], rel=1e-4) and got["fid_std"] == pytest.approx(expected["fid_std"], rel=1e-3)
+        assert got["fid"] == pytest.approx(expected["fid"], rel=1e-4) and got["fid_std"] == pytest.approx(
+            expected["fid_std"], rel=1e-3
+        )
         assert (got["kid"], got["precision"], got["recall"]) == (None, None, None)
         assert got["class_histogram"] == expected["class_histogram"]
     assert "| ddpm ddim | " in markdown_tables(read_rows(out)) and "|  |  |" in trade_off_tables(read_rows(out))

@@ -85,7 +85,7 @@ def test_registered_again_is_not_an_error():
     """The package raises when a name is registered twice; importing our room twice must not."""
     package = torch_fidelity()
     known = package.registry.FEATURE_EXTRACTORS_REGISTRY["digits-cnn"]
-    with pytest.raises(Exception):
+    with pytest.raises(ValueError, match="already registered"):
         package.register_feature_extractor("digits-cnn", known)
     torch_fidelity()
     assert package.registry.FEATURE_EXTRACTORS_REGISTRY["digits-cnn"] is known

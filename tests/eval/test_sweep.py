@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -18,7 +19,6 @@ from PIL import Image
 
 import eval.point_sampler
 import eval.sweep
-from core.config import parse
 from core.data import load_data
 from core.errors import UserError
 from core.method import DataConfig
@@ -30,47 +30,8 @@ from eval.metrics import frechet_distance, statistics
 from eval.plan import data_of
 from eval.rows import append_row, read_rows
 from eval.sweep import run_sweep
-from eval.sweep_config import SweepConfig
+from tests.eval.small_sweep import comparable, config
 from tests.tiny import train_tiny
-
-MACHINE = ("seconds_per_image", "peak_memory_bytes", "device", "commit")  # what may differ between two measurements of one point
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "teacher"
-    train_tiny(folder, images=640, method={"label_dropout": 0.1})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-def config(run: Path, out: Path, cache: str, entry: dict | None = None, **changes) -> SweepConfig:
-    values = {
-        "out": str(out),
-        "extractor": "digits-cnn",
-        "n": 30,
-        "bootstrap": 4,
-        "batch_size": 16,
-        "device": "cpu",
-        "cache": cache,
-        "entries": [{"run": str(run), "samplers": ["ddim", "heun"], "steps": [1, 3], **(entry or {})}],
-    }
-    return parse(SweepConfig, values | changes, "test")
-
-
-def comparable(path: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in MACHINE} for row in read_rows(path)]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(run, cache, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("whole") / "curves.jsonl"
-    run_sweep(config(run, out, cache))
-    return out
 
 
 def test_rows_hold_the_protocol_and_the_right_numbers(run, uninterrupted):
@@ -90,7 +51,7 @@ def test_rows_hold_the_protocol_and_the_right_numbers(run, uninterrupted):
     )
     assert not set(asked.split()) - row.keys()
     assert (row["metric"], row["fid_error"], row["ema"]) == ("FD", "stratified bootstrap 4", "half-life 320 images")
-    own = int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+    own = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     assert own / 4 < row["peak_memory_bytes"] <= own * 1.01
     assert row["seconds_per_image"] > 0 and sum(row["class_histogram"]) == 30
     # The number once more, with nothing of the sweep.
@@ -179,7 +140,9 @@ def test_estimate_before_the_sweep(run, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(eval.point_sampler, "sample_images", slow)
     entry = {"samplers": ["ddim"], "steps": [2, 500]}
     sweep = eval.sweep.Sweep(config(run, tmp_path / "c.jsonl", cache, entry), start_processes(cpu=True))
-    assert sweep.sampler.estimate([(task, sweep.missing(task)) for task in sweep.tasks]) == pytest.approx(0.01 * 30 * 502, rel=0.4)
+    assert sweep.sampler.estimate([(task, sweep.missing(task)) for task in sweep.tasks]) == pytest.approx(
+        0.01 * 30 * 502, rel=0.4
+    )
     assert not (tmp_path / "c.jsonl").exists()
     assert [eval.sweep.in_words(s) for s in (0.1, 75, 1000, 9000)] == ["1 s", "75 s", "17 min", "2.5 h"]
     run_sweep(config(run, tmp_path / "c.jsonl", cache, {"samplers": ["ddim"], "steps": [1]}, n=5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -55,7 +56,9 @@ def test_learned_velocity_between_gaussians_is_the_known_one():
         (TimeConfig(), lambda t: 1.0),
         (
             TimeConfig(name="logit-normal", mean=-0.5, std=1.2),
-            lambda t: math.exp(-0.5 * ((math.log(t / (1 - t)) + 0.5) / 1.2) ** 2) / (1.2 * math.sqrt(2 * math.pi) * t * (1 - t)),
+            lambda t: (
+                math.exp(-0.5 * ((math.log(t / (1 - t)) + 0.5) / 1.2) ** 2) / (1.2 * math.sqrt(2 * math.pi) * t * (1 - t))
+            ),
         ),
         (
             TimeConfig(name="u-shaped", a=4.0),
@@ -87,7 +90,7 @@ def test_pairs_are_noise_and_where_the_flow_takes_it(flow, tmp_path):
     # carry the batch's own noise through the flow once more, by hand: Heun in t with the last step Euler
     x, times = batch.eps, [1.0, 2 / 3, 1 / 3, 0.0]
     with torch.no_grad():
-        for a, b in zip(times, times[1:], strict=False):
+        for a, b in itertools.pairwise(times):
             t, s = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
             u = flow.model.u(x, t, batch.label)
             end = x + (b - a) * u

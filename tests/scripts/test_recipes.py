@@ -81,7 +81,16 @@ def test_recipes(dataset, tmp_path, monkeypatch):
     for file in sorted(configs.glob("curve*.yaml")):
         succeeds("evaluate", file, *curve)
     rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
-    assert {r["method"] for r in rows} >= {"ddpm", "progressive", "consistency", "rectified-flow", "reflow", "ppca", "vae", "gan"}
+    assert {r["method"] for r in rows} >= {
+        "ddpm",
+        "progressive",
+        "consistency",
+        "rectified-flow",
+        "reflow",
+        "ppca",
+        "vae",
+        "gan",
+    }
     assert ("floor" in {r["method"] for r in rows}) == (dataset != "cifar10")
     nfe = {(r["run"], r["sampler"], r["steps"]): r["nfe"] for r in rows}
     assert nfe["teacher", "ddim", 4] == 4 and nfe["teacher", "heun", 4] == 7 and nfe["distilled-flow", "euler", 1] == 1

@@ -44,7 +44,9 @@ def test_card_holds_only_rows_of_these_weights(teacher, tmp_path):
     run_script("ship_teacher", str(teacher), str(shipped))
     for run in (teacher, shipped):
         options = ["--sampler", "ddim", "--steps", "2", "--n", "30", "--extractor", "digits-cnn", "--out", str(rows)]
-        code, errors = run_script("evaluate", "--run", str(run), *options, "device=cpu", f"cache={tmp_path}/cache", "bootstrap=4")
+        code, errors = run_script(
+            "evaluate", "--run", str(run), *options, "device=cpu", f"cache={tmp_path}/cache", "bootstrap=4"
+        )
         assert code == 0, errors
     code, errors = run_script("ship_teacher", "--card", str(rows), str(shipped))
     assert code == 0, errors

@@ -178,7 +178,9 @@ def test_last_class_of_a_student_is_no_null_label(tmp_path):
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
     seen, forward = [], pipe.unet.forward
-    pipe.unet.forward = lambda *given, class_labels, **more: seen.append(class_labels) or forward(*given, class_labels=class_labels, **more)
+    pipe.unet.forward = lambda *given, class_labels, **more: (
+        seen.append(class_labels) or forward(*given, class_labels=class_labels, **more)
+    )
     pipe(batch_size=6, num_inference_steps=1, output_type="raw")
     assert [label.tolist() for label in seen] == [[0, 1, 2, 3, 0, 1]]
     with pytest.raises(ValueError, match="guidance needs a null label"):

@@ -207,6 +207,6 @@ def test_it_says_once_how_it_was_published(folder, capsys):
 
 
 def test_what_command_lines_register():
-    import scripts.methods
+    import scripts.methods  # noqa: F401
 
     assert PRETRAINED in LOADERS
