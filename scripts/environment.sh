@@ -78,9 +78,9 @@ ensure_teacher() {
     for given in "$@"; do
         case $given in method.teacher=*) return ;; esac
     done
-    if [ -f "$runs/teacher/card.json" ]; then
-        return
-    fi
+    if compgen -G "$runs/teacher/checkpoints/*/ema.safetensors" && ! compgen -G "$runs/teacher/checkpoints/*/state.pt"; then
+        return # a shipped model: weights to use, and nothing to go on with
+    fi >/dev/null
     if [ ! -e "$runs/teacher" ] && [ -d "$shipped" ] && [ "${SHIPPED:-yes}" != no ]; then
         echo "starting from the shipped teacher $shipped (SHIPPED=no trains one)" >&2
         mkdir -p "$runs"

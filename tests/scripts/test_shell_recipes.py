@@ -62,6 +62,15 @@ def test_two_processes_measure_and_share_the_cores(shell):
     assert shell.log == [f"threads=1 {want}"]
 
 
+def test_a_shipped_teacher_is_used_as_it_is(shell):
+    """The one of the repository, and weights of one's own without a card."""
+    for _ in range(2):
+        assert shell("bash scripts/distill_consistency.sh digits").returncode == 0
+        (line,) = shell.log
+        assert line.endswith("consistency.yaml run=RUNS/consistency method.teacher=RUNS/teacher")
+        (shell.folder / "my runs/teacher/card.json").unlink(missing_ok=True)
+
+
 def test_students_start_from_the_teacher_that_is_there(shell):
     assert shell("bash scripts/train_teacher.sh cifar10 budget.images=5").returncode == 0
     (line,) = shell.log
