@@ -1,1 +1,1 @@
-"""Measuring: feature extractors, distances between sets of images, the sweep over step counts, tables and plots."""
+"""Measuring: distances between sets of images, and the sweep over step counts that writes rows."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError
-from eval.fidelity import torch_fidelity
+from eval.features.fidelity import torch_fidelity
 
 KID_SUBSET, KID_SUBSETS = 1000, 50  # images a subset (fewer if there are fewer), subsets
 KID_SEED = 2020  # torch-fidelity's default

@@ -16,7 +16,7 @@ from core.noise import Noise
 from core.predictions import Denoised
 from core.runs import Run, load_run
 from core.samplers import make_sampler
-from eval.extractors import Extractor
+from eval.features.extractors import Extractor
 from eval.machine import commit
 from eval.sweep_config import SweepConfig, SweepEntry
 

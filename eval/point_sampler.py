@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.processes import gather_in_order, share_of, sum_over
 from core.runs import sample_images
 from core.samplers import Progress
-from eval.extractors import Extractor
+from eval.features.extractors import Extractor
 from eval.machine import device_words, peak_memory_bytes, reset_peak_memory
 from eval.plan import Task, expected_nfe
 from eval.sweep_config import SweepConfig

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from core.data import ImageData
 from core.errors import UserError
 from core.processes import gather_in_order, share_of
-from eval.extractors import Extractor
+from eval.features.extractors import Extractor
 from eval.metrics import Statistics, statistics
 
 CACHE = Path("runs/.cache/reference")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from core.data import ImageData
-from eval.extractors import ClassifierExtractor, Extractor
 from eval.extrapolate import fid_infinity
+from eval.features.extractors import ClassifierExtractor, Extractor
 from eval.metrics import bootstrap_std, frechet_distance, kernel_distance, precision_recall, statistics
 from eval.reference import Reference
 

@@ -16,8 +16,8 @@ from core.errors import UserError
 from core.pictures import save_png, tile
 from core.processes import start_processes
 from eval import kept_features
-from eval.extractors import EXTRACTORS, Extractor, InceptionExtractor, check_reads, make_extractor
 from eval.extrapolate import sizes_for
+from eval.features.extractors import EXTRACTORS, Extractor, InceptionExtractor, check_reads, make_extractor
 from eval.plan import Task, data_of, plan, protocol
 from eval.point_sampler import PointSampler, Sampled
 from eval.reference import Reference, balanced_choice, cache_file, shared_extraction, shared_reference

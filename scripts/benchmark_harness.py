@@ -26,7 +26,7 @@ from core.errors import UserError, command_line
 from core.processes import start_processes
 from core.runs import sample_images
 from eval import metrics
-from eval.extractors import Extractor
+from eval.features.extractors import Extractor
 from eval.reference import Reference, shared_reference
 from eval.row_metrics import measure
 from eval.sweep import Sweep

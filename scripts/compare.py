@@ -14,9 +14,9 @@ import argparse
 from pathlib import Path
 
 from core.errors import UserError, command_line
-from eval.compare import compare, comparison_table, select
+from eval.curves.compare import compare, comparison_table, select
+from eval.curves.table import protocol_words
 from eval.rows import PROTOCOL, read_rows
-from eval.table import protocol_words
 
 
 def _read(file: Path) -> list[dict]:

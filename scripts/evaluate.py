@@ -19,9 +19,9 @@ import scripts.methods  # noqa: F401  its registries
 from core.config import parse, read_config
 from core.errors import UserError, command_line
 from core.processes import start_processes
+from eval.curves.table import text_tables
 from eval.sweep import run_sweep
 from eval.sweep_config import SweepConfig
-from eval.table import text_tables
 
 
 def numbers(text: str, kind: type, option: str) -> list:

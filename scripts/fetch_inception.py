@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError, command_line
-from eval.extractors import INCEPTION_WEIGHTS, InceptionExtractor
-from eval.inception import DEFAULT_WEIGHTS, MAPPED_SHA256, TORCHSCRIPT_SHA1, from_torchscript, tensors_sha256
+from eval.features.extractors import INCEPTION_WEIGHTS, InceptionExtractor
+from eval.features.inception import DEFAULT_WEIGHTS, MAPPED_SHA256, TORCHSCRIPT_SHA1, from_torchscript, tensors_sha256
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 URL_SHA256 = "6726825d"  # its beginning, which is in the file's name

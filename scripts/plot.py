@@ -11,12 +11,12 @@ import os
 from pathlib import Path
 
 from core.errors import UserError, command_line
-from eval.plots import plot_all
-from eval.ranking import ranking_tables
-from eval.ratios import ratio_tables
+from eval.curves.plots import plot_all
+from eval.curves.ranking import ranking_tables
+from eval.curves.ratios import ratio_tables
+from eval.curves.table import markdown_tables
+from eval.curves.trade_off import trade_off_tables
 from eval.rows import read_rows
-from eval.table import markdown_tables
-from eval.trade_off import trade_off_tables
 
 
 @command_line

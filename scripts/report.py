@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from core.errors import UserError, command_line
-from eval.report import write_report
+from eval.report.document import write_report
 from scripts.evaluate import numbers
 
 

@@ -16,7 +16,7 @@ import argparse
 from core.data import load_data
 from core.errors import UserError, command_line
 from core.processes import start_processes
-from eval.extractors import check_reads, make_extractor
+from eval.features.extractors import check_reads, make_extractor
 from eval.reference import CACHE, LARGEST, SHIPPED, cache_file, shared_reference, ship
 
 

@@ -23,8 +23,8 @@ from core.checkpoints import latest_checkpoint
 from core.errors import UserError, command_line
 from core.model_spec import read_spec, read_weights, save_weights
 from core.runs import Run, load_run
+from eval.curves.table import markdown_tables
 from eval.rows import read_rows
-from eval.table import markdown_tables
 
 LARGEST = 10e6  # bytes of weights that belong in a repository
 LICENCES = {

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from core.data import load_data
 from core.errors import command_line
-from eval.classifiers import CLASSIFIERS, Classifier, accuracy, recipe, round_to_stored, save_classifier, weights_path
+from eval.features.classifiers import CLASSIFIERS, Classifier, accuracy, recipe, round_to_stored, save_classifier, weights_path
 
 
 def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:

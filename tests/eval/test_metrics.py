@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from core.errors import UserError
-from eval.fidelity import torch_fidelity
+from eval.features.fidelity import torch_fidelity
 from eval.metrics import Statistics, bootstrap_std, frechet_distance, kernel_distance, precision_recall, statistics
 
 

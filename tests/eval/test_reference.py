@@ -12,13 +12,13 @@ from filelock import FileLock
 
 import eval.reference
 from core.data import load_data
-from eval.extractors import make_extractor
+from eval.curves.table import markdown_tables
+from eval.curves.trade_off import trade_off_tables
+from eval.features.extractors import make_extractor
 from eval.metrics import frechet_distance, statistics
 from eval.reference import cache_file, reference_for, shared_reference, ship
 from eval.rows import read_rows
 from eval.sweep import run_sweep
-from eval.table import markdown_tables
-from eval.trade_off import trade_off_tables
 from tests.eval.small_sweep import config
 from tests.scripts.test_bad_input import run_script
 

@@ -24,8 +24,8 @@ from core.errors import UserError
 from core.method import DataConfig
 from core.processes import start_processes
 from core.runs import load_run, sample_images
-from eval.extractors import EXTRACTORS, Extractor, make_extractor
 from eval.extrapolate import fid_infinity
+from eval.features.extractors import EXTRACTORS, Extractor, make_extractor
 from eval.metrics import frechet_distance, statistics
 from eval.plan import data_of
 from eval.rows import append_row, read_rows

@@ -14,8 +14,8 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 
 import scripts.fetch_inception as fetching
 from core.errors import UserError
-from eval.extractors import INCEPTION_WEIGHTS, InceptionExtractor
-from eval.inception import DEFAULT_WEIGHTS, MAPPED_SHA256, from_torchscript
+from eval.features.extractors import INCEPTION_WEIGHTS, InceptionExtractor
+from eval.features.inception import DEFAULT_WEIGHTS, MAPPED_SHA256, from_torchscript
 
 PLACE = Path(__file__).parents[2] / DEFAULT_WEIGHTS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.extractors import EXTRACTORS, INCEPTION, INCEPTION_BFLOAT16, Extractor
+from eval.features.extractors import EXTRACTORS, INCEPTION, INCEPTION_BFLOAT16, Extractor
 from tests.archives import write_cifar, write_idx
 from tests.scripts.test_bad_input import run_script
 

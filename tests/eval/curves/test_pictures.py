@@ -9,14 +9,14 @@ from PIL import Image
 
 from core.errors import UserError
 from core.pictures import save_png, tile
-from eval.pareto import pareto_front
-from eval.plots import plot_all, series_of
-from eval.ranking import ranking, ranking_tables
-from eval.ratios import ratio, ratio_tables
+from eval.curves.pareto import pareto_front
+from eval.curves.plots import plot_all, series_of
+from eval.curves.ranking import ranking, ranking_tables
+from eval.curves.ratios import ratio, ratio_tables
+from eval.curves.style import look_of, read_styles
+from eval.curves.table import markdown_tables, text_tables
+from eval.curves.trade_off import class_distance, trade_off_tables
 from eval.rows import IDENTITY, by_protocol, series_key
-from eval.style import look_of, read_styles
-from eval.table import markdown_tables, text_tables
-from eval.trade_off import class_distance, trade_off_tables
 
 
 def row(method: str, steps: int | None, fid: float, **changes) -> dict:

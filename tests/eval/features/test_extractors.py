@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 
 from core.data import load_data
 from core.errors import UserError
-from eval.classifiers import CLASSIFIERS, accuracy, load_classifier, weights_path
-from eval.extractors import INCEPTION_WEIGHTS, InceptionExtractor, check_reads, make_extractor
-from eval.fidelity import torch_fidelity
+from eval.features.classifiers import CLASSIFIERS, accuracy, load_classifier, weights_path
+from eval.features.extractors import INCEPTION_WEIGHTS, InceptionExtractor, check_reads, make_extractor
+from eval.features.fidelity import torch_fidelity
 from eval.metrics import frechet_distance, statistics
 
 

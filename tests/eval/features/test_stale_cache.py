@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import Dataset
 
 from core.data import load_data
-from eval.classifiers import load_classifier, save_classifier
-from eval.extractors import ClassifierExtractor, make_extractor
-from eval.fidelity import torch_fidelity
+from eval.features.classifiers import load_classifier, save_classifier
+from eval.features.extractors import ClassifierExtractor, make_extractor
+from eval.features.fidelity import torch_fidelity
 from eval.metrics import frechet_distance, statistics
 from eval.reference import reference_for
 

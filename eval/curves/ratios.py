@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import hypot
 
 from core.errors import UserError, nearest
-from eval.compare import standard_error
+from eval.curves.compare import standard_error
+from eval.curves.table import number_words, protocol_words, series_words
 from eval.rows import by_protocol, is_floor, measure_words, series_key
-from eval.table import number_words, protocol_words, series_words
 
 FEW = 16  # steps that the table ends with: with more, students and teachers meet
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from eval.curves.table import number_words, protocol_words, series_words
 from eval.rows import by_protocol, is_floor, measure_words, series_key
-from eval.table import number_words, protocol_words, series_words
 
 
 def class_distance(row: dict, floor: dict | None) -> float | None:

@@ -1,6 +1,6 @@
 """report.html: curves, samples, trajectories, losses, prices and configs of one curves file in one page that needs no network.
 
-The page is eval/page/: page.html with the styles and scripts put in, Plotly among them, and everything measured as one block
+The page is eval/report/page/: page.html with the styles and scripts put in, Plotly among them, and everything measured as one block
 of JSON. Pictures are data URIs. The same input gives the same file, byte for byte.
 """
 
@@ -18,12 +18,12 @@ from pathlib import Path
 from torch import Tensor
 
 from core.errors import UserError
+from eval.curves.style import Look, look_of, read_styles
+from eval.curves.table import protocol_words, series_words
+from eval.curves.trade_off import class_distance
+from eval.report.training import find_runs, loss_by_level, prices, read_configs
+from eval.report.trajectories import films
 from eval.rows import by_protocol, is_floor, measure_words, read_rows, series_key
-from eval.style import Look, look_of, read_styles
-from eval.table import protocol_words, series_words
-from eval.trade_off import class_distance
-from eval.training import find_runs, loss_by_level, prices, read_configs
-from eval.trajectories import films
 
 PAGE = Path(__file__).with_name("page")
 SCRIPTS = ("common.js", "curve.js", "samples.js", "trajectories.js", "training.js")
@@ -119,7 +119,7 @@ def sample_strips(series: list[list[dict]], folder: Path) -> list[dict]:
 
 
 def trajectory_data(series: list[list[dict]], runs: Path | None, steps: list[int], count: int) -> dict:
-    """The films of eval.trajectories with their sheets as data URIs, or {"missing": why there are none}."""
+    """The films of eval.report.trajectories with their sheets as data URIs, or {"missing": why there are none}."""
     if count == 0:
         return {"missing": "This report was made with --images 0."}
     if runs is None:

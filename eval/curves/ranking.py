@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import hypot
 
-from eval.compare import needed_z, standard_error
+from eval.curves.compare import needed_z, standard_error
+from eval.curves.table import number_words, protocol_words, series_words
 from eval.rows import by_protocol, is_floor, measure_words
-from eval.table import number_words, protocol_words, series_words
 
 PLACES = 3
 
@@ -28,7 +28,7 @@ def ranking(group: list[dict]) -> dict[float, list[dict]]:
 
 def ranking_tables(rows: list[dict]) -> str:
     """Markdown, one table a protocol: the first three at each NFE; z is the distance to the first in standard errors of the
-    difference, taken as independent; an asterisk where it is more than its error (eval/compare.py)."""
+    difference, taken as independent; an asterisk where it is more than its error (eval/curves/compare.py)."""
     parts = []
     for group in by_protocol(rows):
         ranked = ranking(group)

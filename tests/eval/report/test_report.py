@@ -21,11 +21,11 @@ from core.config import parse
 from core.data import load_data
 from core.errors import UserError
 from core.runs import load_run, sample_images
-from eval.report import LIGHT, measure_words, png_uri, readable, write_report
+from eval.report.document import LIGHT, measure_words, png_uri, readable, write_report
+from eval.report.training import loss_by_level, prices
 from eval.rows import append_row, read_rows
 from eval.sweep import run_sweep
 from eval.sweep_config import SweepConfig
-from eval.training import loss_by_level, prices
 from tests.tiny import train_tiny
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import UserError
-from eval.labels import place_labels
-from eval.pareto import pareto_front
+from eval.curves.labels import place_labels
+from eval.curves.pareto import pareto_front
+from eval.curves.style import Look, look_of, read_styles
+from eval.curves.table import number_words, protocol_words, series_words
 from eval.rows import by_protocol, is_floor, measure_words, series_key
-from eval.style import Look, look_of, read_styles
-from eval.table import number_words, protocol_words, series_words
 
 TICKS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000]
 FAR = 5  # times below the best point, a floor is told in words, since its line would take half of the picture

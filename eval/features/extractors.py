@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError, nearest
-from eval.classifiers import CLASSIFIERS, load_classifier, weights_path
-from eval.fidelity import torch_fidelity
-from eval.inception import DEFAULT_WEIGHTS, tensors_sha256
+from eval.features.classifiers import CLASSIFIERS, load_classifier, weights_path
+from eval.features.fidelity import torch_fidelity
+from eval.features.inception import DEFAULT_WEIGHTS, tensors_sha256
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_BFLOAT16 = "inception-v3-compat-bf16"

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 
 from core.errors import UserError
-from eval.classifiers import CLASSIFIERS, load_classifier
+from eval.features.classifiers import CLASSIFIERS, load_classifier
 
 
 def torch_fidelity() -> ModuleType:

@@ -1,0 +1,1 @@
+"""What turns images into features: Inception, small classifiers, and torch-fidelity beside them."""
