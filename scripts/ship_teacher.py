@@ -74,7 +74,7 @@ def card_text(run: Run, rows: list[dict]) -> str:
 Averaged weights ({run.ema}) in half precision, sha256 `{run.weights_sha256}`.
 
 Trained on {run.train_images:,} images ({run.train_evals:,.0f} network evaluations, {run.train_seconds / 60:.0f} minutes) by
-`python -m scripts.train configs/{config["data"]["name"]}/teacher.yaml`:
+`python -m scripts.train configs/{config["data"]["name"]}/teacher.yaml` with these keys:
 
 ```yaml
 {yaml.safe_dump(chosen, sort_keys=False).rstrip()}
