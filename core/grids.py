@@ -115,9 +115,9 @@ def diffusers_times(
 def make_grid(name: str, path: Path, steps: int, discrete_steps: int | None = None) -> Tensor:
     """[steps + 1] float64 times, 1 first (SPACINGS: leading ones, and linspace in one step, begin below 1) and 0 last.
 
-    "lam", "karras" and "edm" place the first `steps` times from noise to t = 1e-3 ("edm": to sigma / alpha = 0.002) and end with
-    the jump to 0; "time" and "quadratic" divide [0, 1] itself. With `discrete_steps` = T the inner times are moved to multiples of 1 / T. SPACINGS are
-    for tables of T entries; on a model of continuous time, T = 1000.
+    "lam", "karras" and "edm" place the first `steps` times from noise to t = 1e-3 ("edm": to sigma / alpha = 0.002) and end
+    with the jump to 0; "time" and "quadratic" divide [0, 1] itself. With `discrete_steps` = T the inner times are moved to
+    multiples of 1 / T. SPACINGS are for tables of T entries; on a model of continuous time, T = 1000.
 
     Raises:
         UserError: steps < 1, an unknown name, or more steps than a discrete-time model has.

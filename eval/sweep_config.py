@@ -49,12 +49,13 @@ class SweepConfig(Strict):
 
     n: images a set; sets: disjoint sets of n, whose mean and standard deviation are reported from 3 on; bootstrap: resamples
     for the error bar of a single set (0 = none). extrapolate: points of the line that fid_infinity is the intercept of
-    (0 = off); rows measured before get it where their features were kept, and else stay as they are. reference: the split compared with; floor: also measure the other split
-    against it. keep_samples: first images of every row kept as a picture beside `out`; keep_features: keep every point's features
-    in a folder features/ beside `out`, from where later sweeps take them in place of sampling. extractor_weights: a file for
-    Inception. device: null = a GPU if there is one. compile: run the networks through torch.compile, which costs a minute at
-    the start and speeds up long sweeps; the rows name it with the device, since it changes the last bits. data: what runs are compared with that do not know what they
-    were trained on, such as published checkpoints; a run that knows must have the same.
+    (0 = off); rows measured before get it where their features were kept, and else stay as they are. reference: the split
+    compared with; floor: also measure the other split against it. keep_samples: first images of every row kept as a picture
+    beside `out`; keep_features: keep every point's features in a folder features/ beside `out`, from where later sweeps take
+    them in place of sampling. extractor_weights: a file for Inception. device: null = a GPU if there is one. compile: run the
+    networks through torch.compile, which costs a minute at the start and speeds up long sweeps; the rows name it with the
+    device, since it changes the last bits. data: what runs are compared with that do not know what they were trained on, such
+    as published checkpoints; a run that knows must have the same.
     """
 
     out: str

@@ -71,6 +71,8 @@ ready() {
     fi
 }
 
+exists() { [ -e "$1" ]; } # of a pattern: whether anything matches
+
 # ensure_teacher [key=value ...]: the data set's teacher at $runs/teacher, unless the overrides name another. What is there is used;
 # without it the one that ships with this repository is copied, or with SHIPPED=no, or where none ships, a teacher is trained.
 ensure_teacher() {
@@ -78,9 +80,9 @@ ensure_teacher() {
     for given in "$@"; do
         case $given in method.teacher=*) return ;; esac
     done
-    if compgen -G "$runs/teacher/checkpoints/*/ema.safetensors" && ! compgen -G "$runs/teacher/checkpoints/*/state.pt"; then
+    if exists "$runs"/teacher/checkpoints/*/ema.safetensors && ! exists "$runs"/teacher/checkpoints/*/state.pt; then
         return # a shipped model: weights to use, and nothing to go on with
-    fi >/dev/null
+    fi
     if [ ! -e "$runs/teacher" ] && [ -d "$shipped" ] && [ "${SHIPPED:-yes}" != no ]; then
         echo "starting from the shipped teacher $shipped (SHIPPED=no trains one)" >&2
         mkdir -p "$runs"

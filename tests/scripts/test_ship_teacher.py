@@ -71,7 +71,8 @@ def test_shipped_teachers_are_what_their_cards_say_they_are(folder):
 
 def test_recipes_start_from_the_shipped_teacher(tmp_path):
     """ensure_teacher copies it where there is none, and leaves what is there alone."""
-    script = 'source scripts/environment.sh; dataset=digits; configs=configs/digits; runs=$1; train() { echo "trains $*"; }; ensure_teacher'
+    recipe = 'dataset=digits; configs=configs/digits; runs=$1; train() { echo "trains $*"; }'
+    script = f"source scripts/environment.sh; {recipe}; ensure_teacher"
 
     def ensure(**environment: str) -> str:
         done = subprocess.run(

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 from core.data import load_data
 from core.errors import UserError
@@ -16,6 +15,7 @@ from eval.features.classifiers import CLASSIFIERS, accuracy, load_classifier, we
 from eval.features.extractors import INCEPTION_WEIGHTS, InceptionExtractor, check_reads, make_extractor
 from eval.features.fidelity import torch_fidelity
 from eval.metrics import frechet_distance, statistics
+from tests.eval.features.images import Images
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -43,16 +43,6 @@ def test_features_do_not_depend_on_the_batch():
 
 def test_registered_with_torch_fidelity():
     """calculate_metrics by name, through the package's own data loading and caching, gives our number."""
-
-    class Images(Dataset):
-        def __init__(self, images):
-            self.images = images
-
-        def __len__(self):
-            return len(self.images)
-
-        def __getitem__(self, i):
-            return self.images[i]
 
     package = torch_fidelity()
     torch_fidelity()  # registering twice must not raise

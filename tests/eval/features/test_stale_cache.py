@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 from core.data import load_data
 from eval.features.classifiers import load_classifier, save_classifier
@@ -18,17 +17,7 @@ from eval.features.extractors import ClassifierExtractor, make_extractor
 from eval.features.fidelity import torch_fidelity
 from eval.metrics import frechet_distance, statistics
 from eval.reference import reference_for
-
-
-class Images(Dataset):
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, i):
-        return self.images[i]
+from tests.eval.features.images import Images
 
 
 @pytest.fixture
