@@ -150,7 +150,7 @@ def dump_config(config: Strict) -> str:
     return yaml.safe_dump(config.model_dump(mode="json", serialize_as_any=True), sort_keys=False)
 
 
-def config_sha256(config: Strict) -> str:
-    """Hash of the resolved config."""
-    canonical = json.dumps(config.model_dump(mode="json", serialize_as_any=True), sort_keys=True)
+def config_sha256(config: Strict, without: tuple[str, ...] = ()) -> str:
+    """Hash of the resolved config but for the sections `without`."""
+    canonical = json.dumps(config.model_dump(mode="json", serialize_as_any=True, exclude=set(without)), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -28,8 +28,9 @@ def check_preview(log: LogConfig, method: Method) -> None:
 
 
 @torch.no_grad()
-def save_preview(log: LogConfig, method: Method, network: nn.Module, file: Path) -> None:
-    """`log.samples` images by `log.sampler` in `log.steps` steps from the averaged network, classes in rotation."""
+def save_preview(log: LogConfig, method: Method, network: nn.Module, file: Path, steps: int | None = None) -> None:
+    """`log.samples` images by `log.sampler` from the averaged network, classes in rotation. steps: those that the network is
+    being made for (null = `log.steps`)."""
     model, spec = method.model, method.spec
     device = next(network.parameters()).device
     trained, model.network = model.network, network.eval()
@@ -38,7 +39,7 @@ def save_preview(log: LogConfig, method: Method, network: nn.Module, file: Path)
         noise = rng.normal((spec.channels, spec.side, spec.side), "prior")
         label = rng.indices % spec.num_classes if spec.num_classes else None
         sampler = make_sampler(log.sampler)
-        grid = make_grid(sampler.grid, model.path, log.steps, model.discrete_steps)
+        grid = make_grid(sampler.grid, model.path, steps or log.steps, model.discrete_steps)
         x = sampler.run(denoiser_for(model, label, spec.num_classes), noise, grid, rng)
     finally:
         model.network = trained

@@ -63,7 +63,8 @@ class TrainConfig(Strict):
 
 
 class LogConfig(Strict):
-    """Intervals in images. wandb: "online", "offline" or null."""
+    """Intervals in images. wandb: "online", "offline" or null. sampler, steps: of the sample grids during training; a stage that
+    makes a network for a number of steps of its own is sampled in that many."""
 
     metrics_every: int = 10_000
     samples_every: int = 100_000
@@ -96,8 +97,8 @@ def parse_run_config(values: dict, method: type[Method], source: str) -> RunConf
 
 
 def settle_run_folder(config: RunConfig, folder: Path, write: bool) -> None:
-    """Creates the run's folder with its resolved config, or checks that the one that is there has the same, but for its own name: a
-    run may have been moved.
+    """Creates the run's folder with its resolved config, or checks that the one that is there has the same. Its own name may differ,
+    since a run may have been moved, and so may what is logged and how often, which changes nothing of the training.
 
     Raises:
         UserError: the folder belongs to another config, naming the first key that differs.
@@ -107,7 +108,7 @@ def settle_run_folder(config: RunConfig, folder: Path, write: bool) -> None:
     file, text = folder / "config.yaml", dump_config(config)
     if file.is_file():
         old, new = _flat(yaml.safe_load(file.read_text())), _flat(yaml.safe_load(text))
-        for key in sorted((old.keys() | new.keys()) - {"run"}):
+        for key in sorted(key for key in old.keys() | new.keys() if key != "run" and not key.startswith("log.")):
             if old.get(key) != new.get(key):
                 raise UserError(
                     f"{folder} was trained with another config: {key} is {old.get(key)!r} there and {new.get(key)!r} here; "

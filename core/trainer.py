@@ -124,7 +124,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "processes": self.accelerator.num_processes,
                 "teacher": self.method.teacher_name,
-                "config_sha256": config_sha256(self.config),
+                "config_sha256": config_sha256(self.config, without=("log",)),
             }
             save_checkpoint(self.folder, self.method.spec, self.network, self.ema.ema_model, self.method.frozen(), state, price)
         self.accelerator.wait_for_everyone()
@@ -188,7 +188,8 @@ class Trainer:
     def _preview(self) -> None:
         if self.accelerator.is_main_process:
             file = self.folder / "samples" / f"{self.images:012d}.png"
-            save_preview(self.config.log, self.method, self.ema.ema_model, file)
+            steps = self.stages[min(self.stage, len(self.stages) - 1)].steps if self.stages else None
+            save_preview(self.config.log, self.method, self.ema.ema_model, file, steps)
 
     def _keep_stage_result(self) -> None:
         """Keeps the weights of a stage that is meant to be sampled in its own number of steps."""

@@ -11,13 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from core.checkpoints import latest_checkpoint
 from core.errors import UserError
+from core.pictures import save_png, tile
+from core.runs import load_run, sample_images
 from core.trainer import TrainingDiverged
 from tests.tiny import tiny_config, train_tiny
 
@@ -122,6 +126,18 @@ def test_students_resume_within_a_stage_to_the_bit(tmp_path, name):
     assert_same_bits(tmp_path / "whole", tmp_path / "crashed")
     kept = [p.name for p in sorted((tmp_path / "crashed" / "for-steps").glob("*"))]
     assert kept == (["0001", "0002", "0004"] if name == "progressive" else [])
+
+
+def test_a_stage_is_previewed_in_its_own_number_of_steps(tmp_path):
+    """The last picture of a student made for one step is what it gives in one, not in the `log.steps` of everybody else."""
+    train_tiny(tmp_path / "teacher", images=640)
+    method = {"teacher": str(tmp_path / "teacher"), "start_steps": 2}
+    train_tiny(tmp_path / "student", "progressive", images=640, method=method, log={"steps": 2})
+    picture = np.asarray(Image.open(max((tmp_path / "student" / "samples").glob("*.png"))).convert("L"))
+    for steps, same in ((1, True), (2, False)):
+        images = sample_images(load_run(tmp_path / "student", steps=1), "ddim", steps, torch.arange(10), seed=0)
+        save_png(tile(images, columns=10), tmp_path / "expected.png", scale=8)
+        assert np.array_equal(picture, np.asarray(Image.open(tmp_path / "expected.png").convert("L"))) == same
 
 
 def test_two_processes_equal_one_at_the_same_global_batch(tmp_path):
@@ -236,12 +252,12 @@ def test_wandb_offline_run_leaves_its_history(tmp_path):
     assert len(losses) == 2
 
 
-def test_a_run_may_be_moved(tmp_path):
-    """Its own name is not part of what it was trained as; any other key is."""
+def test_a_run_may_be_moved_and_logged_otherwise(tmp_path):
+    """Its own name and what is logged are not part of what it was trained as; any other key is."""
     train_tiny(tmp_path / "here", images=64)
     (tmp_path / "here").rename(tmp_path / "there")
     before = sorted((tmp_path / "there" / "checkpoints").iterdir())
-    train_tiny(tmp_path / "there", images=64)
+    train_tiny(tmp_path / "there", images=64, log={"checkpoint_every": 64, "sampler": "heun"})
     assert sorted((tmp_path / "there" / "checkpoints").iterdir()) == before
     with pytest.raises(UserError, match="there was trained with another config: budget.images is 64 there and 128 here"):
         train_tiny(tmp_path / "there", images=128)
