@@ -20,18 +20,24 @@ class Tracker:
 
     Args:
         images: seen when the run begins or resumes; lines of metrics.jsonl beyond it belong to work that was lost, and go.
-        budget: in the unit of the config's budget.
+        used: of the budget, when the run begins or resumes; not counted into the bar's speed.
+        budget: in the unit of the config's budget, as `used`.
         stages: their names, shown as the phase.
         enabled: False on all but the main process.
     """
 
-    def __init__(self, config: RunConfig, images: int, budget: float, stages: list[str], enabled: bool):
+    def __init__(self, config: RunConfig, images: int, used: float, budget: float, stages: list[str], enabled: bool):
         self.config, self.stages, self.enabled = config, stages, enabled
         self.file = Path(config.run) / "metrics.jsonl"
         self.bar = tqdm(
-            total=round(budget), unit="img", unit_scale=True, disable=not enabled, dynamic_ncols=True, mininterval=1.0
+            total=round(budget),
+            initial=round(used),
+            unit="img" if config.budget.images is not None else "eval",
+            unit_scale=True,
+            disable=not enabled,
+            dynamic_ncols=True,
+            mininterval=1.0,
         )
-        self.evals_budget = config.budget.evals is not None
         self.wandb = None
         self._reset(images)
         if enabled:

@@ -95,6 +95,10 @@ class Trainer:
 
     # ---------------------------------------------------------------- progress
 
+    def _used(self) -> float:
+        """Of `budget`, in its unit."""
+        return self.images if self.config.budget.images is not None else self.evals
+
     def _fraction(self) -> float:
         used = self.stage_images if self.config.budget.images is not None else self.evals - self.stage_start_evals
         return min(1.0, used / self.stage_budget[self.stage])
@@ -168,7 +172,7 @@ class Trainer:
             return
         self.module = self.accelerator.prepare_model(self.network)
         self.method.model.network = self.module
-        tracker = Tracker(self.config, self.images, self.budget, [s.name for s in self.stages], enabled=main)
+        tracker = Tracker(self.config, self.images, self._used(), self.budget, [s.name for s in self.stages], enabled=main)
         try:
             while self.stage < len(self.stages):
                 self._run_stage(tracker)
@@ -207,8 +211,7 @@ class Trainer:
             loss = self._step()
             now = time.perf_counter()
             self.seconds, last = self.seconds + now - last, now
-            used = self.images if self.config.budget.images is not None else self.evals
-            tracker.step(self.images, used, self.stage, loss)
+            tracker.step(self.images, self._used(), self.stage, loss)
             if self._passed(log.metrics_every):
                 tracker.write(self.images, self.evals, self.seconds, self.stage, self.optimizer.param_groups[0]["lr"])
             if self._passed(log.samples_every):
