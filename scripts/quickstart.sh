@@ -15,28 +15,13 @@ export RUNS=${RUNS:-$default}
 recipe "$dataset"
 mkdir -p "$RUNS"
 
-# Two lanes side by side: the teacher with its students, and the flows and baselines. On a processor each gets half of the cores, which is
-# faster than all cores for one after the other, since networks this small do not keep many cores busy.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(cores) > 1 ? $(cores) / 2 : 1))}
 started=$SECONDS
 
 flows() { bash scripts/distill_flow.sh "$dataset" && bash scripts/train_baselines.sh "$dataset"; }
 # On digits the teacher is trained too: that is what there is to see. Elsewhere the shipped one saves its hour.
 if [ "$dataset" = digits ]; then export SHIPPED=${SHIPPED:-no}; fi
 students() { bash scripts/distill_progressive.sh "$dataset" && bash scripts/distill_consistency.sh "$dataset"; }
-
-set -m # each lane in a process group of its own, so that all of it can be stopped
-stop() { kill -TERM -- "-$lane1" "-$lane2" 2>/dev/null || true; }
-trap stop EXIT
-trap 'exit 130' INT TERM
-TQDM_POSITION=0 students & lane1=$!
-TQDM_POSITION=1 flows & lane2=$!
-while kill -0 "$lane1" 2>/dev/null && kill -0 "$lane2" 2>/dev/null; do sleep 1; done
-if kill -0 "$lane1" 2>/dev/null; then wait "$lane2"; else wait "$lane1"; fi # the first to end; if it failed, so do we
-wait "$lane1"
-wait "$lane2"
-trap - EXIT INT TERM
-set +m
+side_by_side students flows # the teacher with its students; flows and baselines
 echo "training took $(((SECONDS - started) / 60)) min; now the curve" >&2
 
 measure "$configs/curve.yaml" out="$RUNS/curves.jsonl" runs="$RUNS"

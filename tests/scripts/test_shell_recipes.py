@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 # A run appears where training was asked for, the last run= counting, as for scripts.train; a virtual environment likewise.
@@ -110,7 +112,7 @@ def test_from_nothing_the_whole_chain_is_trained(shell):
     ]
 
 
-@pytest.mark.parametrize("script", ["train_baselines.sh", "quickstart.sh", "suite.sh"])
+@pytest.mark.parametrize("script", ["train_baselines.sh", "quickstart.sh", "study_budget.sh", "suite.sh"])
 def test_overrides_are_not_lost_without_a_word(shell, script):
     done = shell(f"bash scripts/{script} digits budget.evals=5")
     assert done.returncode == 2 and f"scripts/{script} takes a data set and nothing else (got 'budget.evals=5')" in done.stderr
@@ -127,6 +129,27 @@ def test_suite_measures_what_the_quickstart_leaves_out(shell):
     assert {line.split("run=RUNS/")[1].split()[0] for line in log if "scripts.train" in line} == {
         "progressive", "consistency", "flow", "reflow", "distilled-flow", "ppca", "vae", "gan",
     }  # fmt: skip
+
+
+def test_study_measures_every_student_it_trains(shell):
+    """Each method at each budget from one teacher, side by side; the sweep names the runs that were trained, and no others."""
+    done = shell("bash scripts/study_budget.sh fashion_mnist")
+    assert done.returncode == 0, done.stderr
+    trained = [line.split(" run=RUNS/")[-1].split()[0] for line in shell.log if "scripts.train" in line]
+    entries = yaml.safe_load((ROOT / "configs" / "fashion_mnist" / "budget.yaml").read_text())["entries"]
+    assert sorted(trained) == sorted(entry["run"] for entry in entries)
+    for line in shell.log[: len(trained)]:
+        assert line.startswith("threads=2 ") and "method.teacher=RUNS/teacher" in line
+        run = line.split(" run=RUNS/")[-1].split()[0]
+        assert f"configs/fashion_mnist/{run.split('-')[0]}.yaml" in line and f"budget.evals={run.split('-')[1]}" in line
+    assert "scripts.evaluate configs/fashion_mnist/budget.yaml out=RUNS/curves.jsonl runs=RUNS" in shell.log[-2]
+
+
+def test_a_failing_lane_stops_the_other(shell):
+    script = "source scripts/environment.sh; fails() { sleep 0.5; exit 3; }; side_by_side 'sleep 60' fails; echo on"
+    started = time.monotonic()
+    done = shell(script)
+    assert done.returncode == 3 and done.stdout == "" and time.monotonic() - started < 20
 
 
 def test_an_interrupted_environment_is_made_again(shell, tmp_path):
