@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,9 @@ from eval.features.extractors import Extractor
 from eval.machine import device_words, peak_memory_bytes, reset_peak_memory
 from eval.plan import Task, expected_nfe
 from eval.sweep_config import SweepConfig
+from eval.unfinished import Part, Unfinished, joined
+
+PART_SECONDS = 60  # of work, after which it is put on disk, so that an interruption costs no more
 
 
 class _MemoryExhausted(Exception):
@@ -51,8 +55,10 @@ class PointSampler:
         self.batch_size = config.batch_size  # falls where memory does not suffice
         if config.compile:
             for network in {id(task.run): task.run.model.network for task in tasks}.values():
-                # forward alone: hooks, which count evaluations, stay outside. One graph a batch size: they are few.
-                network.forward = torch.compile(network.forward, dynamic=False)
+                # forward alone: hooks, which count evaluations, stay outside. One graph a batch size: they are few. Frozen: weights
+                # are constants, which a processor's convolutions want in a layout of their own.
+                options = {"freezing": True} if device.type == "cpu" else None
+                network.forward = torch.compile(network.forward, dynamic=False, options=options)
 
     def estimate(self, todo: list[tuple[Task, list[Extractor]]]) -> float:
         """Seconds that sampling `todo` for its extractors will take: one batch in one step of the first task, and its features,
@@ -70,7 +76,8 @@ class PointSampler:
             return images, time.perf_counter() - start
 
         images, seconds = self._fitting(timed, task)
-        sampling = seconds / len(images) / evals * sum(t.nfe for t, _ in todo)
+        left = [1 - self._sampled_before(t, extractors) / self.total for t, extractors in todo]
+        sampling = seconds / len(images) / evals * sum(t.nfe * share for (t, _), share in zip(todo, left, strict=True))
         extracting = 0.0
         wanted = [extractor for _, extractors in todo for extractor in extractors]
         for extractor in dict.fromkeys(wanted):
@@ -82,7 +89,11 @@ class PointSampler:
 
     def sample(self, task: Task, extractors: list[Extractor], bar: tqdm) -> dict[str, Sampled]:
         """Samples sets * n images, each process its share, and gathers everyone's: by extractor. `bar` counts evaluations."""
-        config, total, begun = self.config, self.total, bar.n
+        config, total = self.config, self.total
+        if self.state.is_main_process and (before := self._sampled_before(task, extractors)):
+            print(f"{task.words}: {before} of {total} images are there already", file=sys.stderr, flush=True)
+            _skip(bar, before * task.nfe)
+        begun = bar.n
 
         def share(batch_size: int) -> tuple[dict[str, Tensor], Tensor, float, float]:
             self.batch_size = batch_size
@@ -97,12 +108,28 @@ class PointSampler:
             "nfe": forwards / total,
             "seconds_per_image": seconds / total,
             "peak_memory_bytes": peak_memory_bytes(self.device),
-            "device": device_words(self.device) + ", compiled" * config.compile,
+            "device": self._device_words(),
         }
         if -(-total // self.state.num_processes) < config.keep_samples:  # few images: the first ones lie on several processes
             first = gather_in_order(first, total, self.state)
         whole = {e.name: gather_in_order(features[e.name], total, self.state) for e in extractors}
         return {name: Sampled(gathered, first[: config.keep_samples], measured) for name, gathered in whole.items()}
+
+    def forget(self, task: Task, extractors: list[Extractor]) -> None:
+        """Removes what was put on disk on the way to `sample`'s result: it has a safer place now."""
+        self._unfinished(task, extractors).remove()
+
+    def _device_words(self) -> str:
+        return device_words(self.device) + ", compiled" * self.config.compile
+
+    def _unfinished(self, task: Task, extractors: list[Extractor]) -> Unfinished:
+        point = [task.run.weights_sha256, task.sampler, task.steps, task.guidance_scale, task.entry.threshold, task.grid]
+        point += [self.config.seed, self.config.keep_samples, *sorted((e.name, e.sha256) for e in extractors)]
+        return Unfinished(Path(self.config.out).parent / "unfinished", point, self._device_words())
+
+    def _sampled_before(self, task: Task, extractors: list[Extractor]) -> int:
+        """How many samples of the point an interrupted sweep has left."""
+        return sum(part.count for part in self._unfinished(task, extractors).within(0, self.total))
 
     def _warm_up(self, task: Task) -> None:
         """Pays for set-up that is not the sampler's; with compile for the graphs of both sizes of batches."""
@@ -139,10 +166,35 @@ class PointSampler:
     def _sample_share(
         self, task: Task, extractors: list[Extractor], bar: tqdm
     ) -> tuple[dict[str, Tensor], Tensor, float, float]:
-        """This process's share in batches: features by extractor, first images, network forwards, seconds of sampling."""
+        """This process's share: features by extractor, first images, network forwards, seconds of sampling. What an interrupted
+        sweep has left of it is taken from disk."""
+        share, unfinished = share_of(self.total, self.state), self._unfinished(task, extractors)
+        first, end = (int(share[0]), int(share[-1]) + 1) if len(share) else (0, 0)
+        parts = []
+        for part in unfinished.within(first, end):
+            parts += [*self._stretch(task, extractors, first, part.first, bar, unfinished), part]
+            first = part.first + part.count
+        parts += self._stretch(task, extractors, first, end, bar, unfinished)
+        nothing = torch.empty(0, task.run.channels, task.run.side, task.run.side, dtype=torch.uint8)
+        features = {e.name: torch.cat([torch.empty(0, e.width), *(p.features[e.name] for p in parts)]) for e in extractors}
+        images = torch.cat([nothing, *(part.images for part in parts)])
+        return features, images, sum(part.forwards for part in parts), sum(part.seconds for part in parts)
+
+    def _stretch(
+        self, task: Task, extractors: list[Extractor], first: int, end: int, bar: tqdm, unfinished: Unfinished
+    ) -> list[Part]:
+        """Samples the indices [first, end) in batches. After each PART_SECONDS what there is goes on disk."""
+        parts, fresh, begun = [], [], time.perf_counter()
+        for start in range(first, end, self.batch_size):
+            fresh.append(self._batch(task, extractors, torch.arange(start, min(start + self.batch_size, end)), bar))
+            if time.perf_counter() - begun >= PART_SECONDS:
+                parts.append(joined(fresh))
+                unfinished.add(parts[-1])
+                fresh, begun = [], time.perf_counter()
+        return parts + fresh
+
+    def _batch(self, task: Task, extractors: list[Extractor], indices: Tensor, bar: tqdm) -> Part:
         config, run, entry = self.config, task.run, task.entry
-        features: dict[str, list[Tensor]] = {e.name: [torch.empty(0, e.width)] for e in extractors}
-        first = [torch.empty(0, run.channels, run.side, run.side, dtype=torch.uint8)]
 
         def after_step(p: Progress) -> None:
             if p.index == p.steps and not torch.isfinite(p.x).all():
@@ -150,14 +202,16 @@ class PointSampler:
             bar.update(len(p.x) * task.nfe / p.steps * self.state.num_processes)
 
         given = (config.seed, task.guidance_scale, entry.threshold, entry.grid)
-        seconds = 0.0
         with count_evals(run.model.network) as counter:
-            for indices in share_of(self.total, self.state).split(self.batch_size):
-                start = time.perf_counter()
-                images = sample_images(run, task.sampler, task.steps, indices, *given, callback=after_step)
-                seconds += time.perf_counter() - start  # images are on the CPU, so the device has finished
-                for extractor in extractors:
-                    features[extractor.name].append(extractor(images))
-                if sum(map(len, first)) < config.keep_samples:
-                    first.append(images)
-        return {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(first), counter.forwards, seconds
+            start = time.perf_counter()
+            images = sample_images(run, task.sampler, task.steps, indices, *given, callback=after_step)
+            seconds = time.perf_counter() - start  # images are on the CPU, so the device has finished
+        features = {extractor.name: extractor(images) for extractor in extractors}
+        return Part(int(indices[0]), features, images[indices < config.keep_samples], counter.forwards, seconds)
+
+
+def _skip(bar: tqdm, evals: float) -> None:
+    """Moves the bar over work that was done before, which its speed and the time left shall not count."""
+    bar.n += evals
+    bar.initial += evals
+    bar.last_print_n += evals

@@ -149,7 +149,8 @@ class Sweep:
         if not extractors:  # the config lists it twice
             return
         found = {e.name: self._kept(task, e) for e in extractors}
-        if rest := [e for e in extractors if found[e.name] is None]:
+        rest = [e for e in extractors if found[e.name] is None]
+        if rest:
             found |= self._sample(task, rest, bar)
         for extractor in extractors:
             row, sampled = protocol(config, extractor, self.data, task), found[extractor.name]
@@ -162,6 +163,8 @@ class Sweep:
                 row |= {"samples": self._keep(row, sampled.images[: config.keep_samples])}
                 self._write(row)
             self.done[identity(row)] = row
+        if rest and self.state.is_main_process:
+            self.sampler.forget(task, rest)
 
     def _kept(self, task: Task, extractor: Extractor) -> Sampled | None:
         """What an earlier sweep kept of these samples, if it did; the same answer on every process."""
