@@ -7,7 +7,6 @@ bundled data: mean and covariance, without the features that KID, precision and 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +18,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,6 +26,7 @@ from core.errors import UserError
 from core.processes import gather_in_order, share_of
 from eval.features.extractors import Extractor
 from eval.metrics import Statistics, statistics
+from eval.tensor_files import read_tensors, write_tensors
 
 CACHE = Path("runs/.cache/reference")
 SHIPPED = Path(__file__).parent / "references"
@@ -70,33 +68,9 @@ def cache_file(data: ImageData, extractor: Extractor, cache: Path) -> Path:
     return cache / f"{data.name}-{data.split}-{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + str(tuple(tensors[name].shape)).encode() + tensors[name].numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """The entry's tensors, None if there is no entry; one that fails its checksum is reported and counts as none."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            if (file.metadata() or {}).get("sha256") == _digest(tensors):
-                return tensors
-    except (SafetensorError, OSError):
-        pass
-    print(f"warning: {path} is damaged; computing it again", file=sys.stderr)
-    return None
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    save_file(tensors, partial, metadata={"sha256": _digest(tensors)})
-    os.replace(partial, path)
+    found = read_tensors(path, "computing it again")
+    return found[0] if found else None
 
 
 def ship(data: ImageData, extractor: Extractor, cache: str | Path, folder: Path) -> Path:
@@ -112,7 +86,7 @@ def ship(data: ImageData, extractor: Extractor, cache: str | Path, folder: Path)
     D = len(tensors["mean"])
     upper = tensors["cov"][torch.triu_indices(D, D).unbind()]
     path = folder / source.name
-    _write(path, {"mean": tensors["mean"].float(), "cov_upper": upper.float()})
+    write_tensors(path, {"mean": tensors["mean"].float(), "cov_upper": upper.float()})
     return path
 
 
@@ -163,16 +137,16 @@ def reference_for(
         for file, done, images in zip(files, ready, data.images.split(PART), strict=True):
             found.append(done["features"] if done else (extract or extractor)(images))
             if writes and not done:
-                _write(file, {"features": found[-1].contiguous()})
+                write_tensors(file, {"features": found[-1]})
         features = torch.cat(found)
         given = statistics(features)
         tensors = {
             "mean": torch.from_numpy(given.mean),
             "cov": torch.from_numpy(np.ascontiguousarray(given.cov)),
-            "features": features[choice(len(data), KEPT)].contiguous(),
+            "features": features[choice(len(data), KEPT)],
         }
         if writes:
-            _write(path, tensors)
+            write_tensors(path, tensors)
             shutil.rmtree(parts, ignore_errors=True)
     given = Statistics(tensors["mean"].numpy(), tensors["cov"].numpy())
     return Reference(given, tensors["features"], len(data), data.sha256, {})

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from eval.tensor_files import read_tensors, write_tensors
 
 
 class Part(NamedTuple):
@@ -65,13 +62,8 @@ class Unfinished:
 
     def add(self, part: Part) -> None:
         """Puts a part on disk, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / f"{part.first:012d}.safetensors"
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        about = {"device": self.device, "forwards": part.forwards, "seconds": part.seconds}
-        tensors = {name: features.contiguous() for name, features in part.features.items()}
-        save_file(tensors | {"images": part.images.contiguous()}, partial, metadata={"about": json.dumps(about)})
-        os.replace(partial, file)
+        about = {"device": self.device, "forwards": str(part.forwards), "seconds": str(part.seconds)}
+        write_tensors(self.folder / f"{part.first:012d}.safetensors", part.features | {"images": part.images}, about)
 
     def remove(self) -> None:
         """The point is finished: its parts go."""
@@ -80,17 +72,9 @@ class Unfinished:
             self.folder.parent.rmdir()
 
     def _read(self, file: Path) -> Part | None:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-                about = json.loads((opened.metadata() or {})["about"])
-            images = tensors.pop("images")
-            if about["device"] != self.device:
-                return None
-            if all(torch.isfinite(features).all() for features in tensors.values()):
-                return Part(int(file.stem), tensors, images, about["forwards"], about["seconds"])
-            reason = "it holds NaN"
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            reason = str(error)
-        print(f"warning: {file} is damaged ({reason}); its samples are made again", file=sys.stderr)
-        return None
+        found = read_tensors(file, "its samples are made again")
+        if found is None or found[1]["device"] != self.device:
+            return None
+        tensors, about = found
+        images = tensors.pop("images")
+        return Part(int(file.stem), tensors, images, int(about["forwards"]), float(about["seconds"]))
