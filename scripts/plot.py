@@ -2,6 +2,7 @@
 
 python -m scripts.plot runs/quickstart/curves.jsonl
 python -m scripts.plot a/curves.jsonl b/curves.jsonl --out pictures --markdown table.md --relative-to teacher
+python -m scripts.plot runs/quickstart/curves.jsonl --only run=teacher --out teacher
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import os
 from pathlib import Path
 
 from core.errors import UserError, command_line
+from eval.curves.compare import select
 from eval.curves.plots import plot_all
 from eval.curves.ranking import ranking_tables
 from eval.curves.ratios import ratio_tables
 from eval.curves.table import markdown_tables
 from eval.curves.trade_off import trade_off_tables
-from eval.rows import read_rows
+from eval.rows import is_floor, read_rows
 
 
 @command_line
@@ -30,6 +32,9 @@ def main() -> None:
     parser.add_argument(
         "--relative-to", metavar="RUN", help="and a table of ratios to the best that the run of this name reaches"
     )
+    parser.add_argument(
+        "--only", metavar="SELECTOR", help="some rows: a method, or key=value pairs with commas between them, and their floors"
+    )
     a = parser.parse_args()
     if a.relative_to and not a.markdown:
         raise UserError("--relative-to adds a table to the file of --markdown: name one")
@@ -41,6 +46,8 @@ def main() -> None:
             if row["samples"]:  # so that every row's samples are relative to the first file's folder
                 row["samples"] = os.path.relpath(file.parent / row["samples"], a.curves[0].parent)
             rows.append(row)
+    if a.only:
+        rows = select(rows, a.only) + [row for row in rows if is_floor(row)]
     ratios = f"{ratio_tables(rows, a.relative_to)}\n\n" if a.relative_to else ""
     for path in plot_all(rows, a.curves[0].parent, a.out or a.curves[0].parent):
         print(path)

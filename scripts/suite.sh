@@ -15,4 +15,7 @@ for extra in "$configs"/curve-*.yaml; do # what the quickstart leaves out, such 
     if grep -q '^extractor: inception' "$extra"; then python -m scripts.fetch_inception; fi
     measure "$extra" out="$RUNS/curves.jsonl" runs="$RUNS"
 done
+if [ -f "$configs/solvers.yaml" ]; then # the teacher under the solvers that would crowd the curve
+    measure "$configs/solvers.yaml" out="$RUNS/solvers/curves.jsonl" runs="$RUNS"
+fi
 bash scripts/publish.sh "$RUNS" "${OUT:-results/$dataset}"

@@ -10,7 +10,7 @@ from scipy import stats
 from core.errors import UserError, nearest
 from eval.rows import PROTOCOL, SERIES, identity, is_floor
 
-KEYS = (*SERIES, "weights_sha256", "fid_error")  # what a selector may name
+KEYS = (*SERIES, *PROTOCOL, "steps", "weights_sha256", "fid_error")  # what a selector may name
 SIGNIFICANT = 2.0  # |z| from which a difference counts as larger than its error, where the error is well known
 
 

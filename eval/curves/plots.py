@@ -50,8 +50,19 @@ def _look(row: dict, group: list[dict]) -> Look:
 
 
 def _name(row: dict, group: list[dict]) -> str:
-    """The series in words, the method by its label."""
-    return f"{_look(row, group).label}, {series_words(row, group).removeprefix(row['method']).strip()}"
+    """The series in words, the method by its label; without it where all in the picture are of one, which its title names."""
+    words = series_words(row, group).removeprefix(row["method"]).strip()
+    return words if one_method(group) else f"{_look(row, group).label}, {words}"
+
+
+def one_method(group: list[dict]) -> bool:
+    return len({row["method"] for row in group if not is_floor(row)}) == 1
+
+
+def subject(group: list[dict]) -> str:
+    """What a title begins with: the data set, and the method where there is one only."""
+    first = next(row for row in group if not is_floor(row))
+    return f"{first['dataset']}, {_look(first, group).label}" if one_method(group) else first["dataset"]
 
 
 def timed(group: list[dict]) -> list[dict]:
@@ -142,7 +153,7 @@ def plot_trade_off(group: list[dict], path: Path) -> None:
     axes.set_axisbelow(True)
     axes.set_xlabel("precision: share of samples within the data's neighbourhoods")
     axes.set_ylabel("recall: share of the data within the samples' neighbourhoods")
-    title = [f"{first['dataset']}: quality and mode coverage, n = {first['n']},", f"{first['extractor']} features"]
+    title = [f"{subject(group)}: quality and mode coverage, n = {first['n']},", f"{first['extractor']} features"]
     axes.set_title(("\n" if len("".join(title)) > 80 else " ").join(title))
     figure.supxlabel(
         "small numbers: evaluations at the start of a curve, which walks on with its steps", fontsize=7.5, color="#555555"
@@ -196,7 +207,7 @@ def _axes(axes, group: list[dict], against: str) -> None:
     axes.set_axisbelow(True)
     axes.set_ylabel(f"{measure_words(first)}, {first['extractor']} features")
     measure = measure_words(first)
-    axes.set_title(f"{first['dataset']}: {measure} against {first['reference']}, {first['extractor']} features")
+    axes.set_title(f"{subject(group)}: {measure} against {first['reference']}, {first['extractor']} features")
     errors = ", ".join(sorted({row["fid_error"] for row in measured if row["fid_error"]}))
     emas = ", ".join(sorted({row["ema"] for row in measured}))
     seeds = ", ".join(sorted({str(row["seed"]) for row in measured}))
@@ -244,8 +255,7 @@ def plot_samples(group: list[dict], folder: Path, path: Path) -> bool:
         axes_row[0].set_ylabel(_broken(words), rotation=0, ha="right", va="center", color=look.color, fontsize=9, labelpad=6)
     for axes, count in zip(grid[0], steps):
         axes.set_title(f"{count} step{'s' * (count > 1)}", fontsize=9)
-    first = next(row for row in group if not is_floor(row))
-    title = f"{first['dataset']}: the first {SHOWN} samples, same noise in every cell"
+    title = f"{subject(group)}: the first {SHOWN} samples, same noise in every cell"
     figure.suptitle(_broken(title, int(11 * figure.get_figwidth())), fontsize=11)  # about 11 letters an inch
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)

@@ -44,6 +44,28 @@ def test_what_is_published_belongs_to_the_rows(tmp_path):
         assert (out / name).stat().st_size > 0
 
 
+def test_solvers_are_drawn_with_those_of_the_curve(tmp_path):
+    """Their folder holds their rows alone, and pictures and a table of these and of the curve's rows of that run and protocol."""
+    source, out = tmp_path / "runs", tmp_path / "results"
+    rows = [row for row in map(json.loads, (DIGITS / "curves.jsonl").read_text().splitlines()) if row["steps"] in (None, 1, 4)]
+    teacher = [row for row in rows if row["run"] == "teacher" and row["sampler"] == "unipc"]
+    (source / "solvers").mkdir(parents=True)
+    (source / "teacher").mkdir()
+    (source / "teacher" / "config.yaml").write_text("run: teacher\n")
+    other = [row | {"sampler": "ddim", "extractor": "inception-v3-compat"} for row in teacher]
+    for folder, some in ((source, [row for row in rows if row not in teacher] + other), (source / "solvers", teacher)):
+        (folder / "curves.jsonl").write_text("".join(json.dumps(row | {"samples": None}) + "\n" for row in some))
+    done = publish(source, out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = (out / "solvers" / "table.md").read_text()
+    assert "| ddpm unipc |" in table and "| ddpm heun |" in table and "floor" in table
+    assert not any(word in table for word in ("consistency", "progressive", "inception"))
+    assert "unipc" not in (out / "table.md").read_text()
+    assert (out / "solvers" / "curves.png").is_file() and not (out / "solvers" / "samples.png").exists()
+    (source / "solvers" / "curves.jsonl").unlink()  # of an earlier publication
+    assert publish(source, out).returncode == 0 and not (out / "solvers").exists()
+
+
 def test_in_place_is_refused_before_anything_is_removed(tmp_path):
     shutil.copytree(DIGITS / "samples", tmp_path / "samples")
     shutil.copy2(DIGITS / "curves.jsonl", tmp_path)

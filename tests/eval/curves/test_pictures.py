@@ -9,6 +9,7 @@ from PIL import Image
 
 from core.errors import UserError
 from core.pictures import save_png, tile
+from core.samplers import SAMPLERS
 from eval.curves.pareto import pareto_front
 from eval.curves.plots import plot_all, series_of
 from eval.curves.ranking import ranking, ranking_tables
@@ -96,6 +97,8 @@ def test_a_method_keeps_its_colour():
     assert len(set(students)) == len(students)
     looks = {look_of("ddpm", s, [], styles)[:3] for s in ("ddim", "ddpm", "heun", "unipc")}
     assert len(looks) == 4
+    alone = {look_of("ddpm", s, ["ddpm"], styles).color for s in SAMPLERS}
+    assert len(alone) == len(SAMPLERS)  # nothing else needs the colours
 
 
 def test_pictures_are_written(tmp_path):
