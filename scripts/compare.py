@@ -5,7 +5,7 @@
     python -m scripts.compare curves.jsonl --a method=ddpm,sampler=ddim --b method=ddpm,sampler=unipc
 
 With two files, --a is looked for in the first and --b (default: the same as --a) in the second. The difference counts as larger
-than its error from 2 standard errors on. Rows measured differently (n, extractor, reference) are refused.
+than its error from 2 standard errors on, or more where an error bar comes from a few sets. Rows measured differently (n, extractor, reference) are refused.
 """
 
 from __future__ import annotations

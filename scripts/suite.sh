@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything behind a published curve: trains all methods, measures, draws, and writes results/DATASET.
 #   bash scripts/suite.sh digits            about 20 minutes on 2 cores
-#   bash scripts/suite.sh fashion_mnist     about 5 hours on 2 cores, and 4 more for Inception and 250 to 1000 steps
+#   bash scripts/suite.sh fashion_mnist     about 5 hours on 2 cores, and 7 more for Inception, 1000 steps and all solvers
 # It may be interrupted at any moment and goes on by the same command; what is finished is not done again.
 # RUNS=FOLDER chooses where runs go (default: runs/DATASET), OUT=FOLDER where results go (default: results/DATASET).
 source "$(dirname "$0")/environment.sh"

@@ -124,7 +124,7 @@ def test_suite_measures_what_the_quickstart_leaves_out(shell):
     assert done.returncode == 2 and "curves.jsonl does not exist" in done.stderr  # the stand-in measures nothing
     log = [line.split(" -m ", 1)[1] for line in shell.log]
     measured = [line.split("scripts.evaluate ")[1].split()[0] for line in log if "scripts.evaluate" in line]
-    names = ("curve", "curve-1000-steps", "curve-250-steps", "curve-inception", "solvers")
+    names = ("curve", "curve-1000-images", "curve-1000-steps", "curve-inception", "solvers")
     assert measured == [f"configs/fashion_mnist/{name}.yaml" for name in names]
     assert log.index("scripts.fetch_inception") == len(log) - 3
     assert log[-1].endswith("out=RUNS/solvers/curves.jsonl runs=RUNS")  # beside the curve, which they would crowd
