@@ -11,6 +11,7 @@ from core.config import Strict
 from core.denoisers import THRESHOLDS
 from core.grids import GRID_NAMES
 from core.method import DataConfig
+from core.runs import LOADERS
 from core.samplers import make_sampler
 
 
@@ -45,7 +46,8 @@ class SweepEntry(Strict):
 
 
 class SweepConfig(Strict):
-    """out: the curves file; runs: folder that the entries' runs are relative to (null = the current one).
+    """out: the curves file; runs: folder that the entries' runs are relative to (null = the current one); what is not there, such as a
+    published checkpoint's name, is taken as it stands.
 
     n: images a set; sets: disjoint sets of n, whose mean and standard deviation are reported from 3 on; bootstrap: resamples
     for the error bar of a single set (0 = none). extrapolate: points of the line that fid_infinity is the intercept of
@@ -107,4 +109,8 @@ class SweepConfig(Strict):
         return f"{'stratified ' if stratified else ''}bootstrap {self.bootstrap}" if self.bootstrap else None
 
     def folder_of(self, entry: SweepEntry) -> Path:
-        return Path(self.runs) / entry.run if self.runs else Path(entry.run)
+        alone = Path(entry.run)
+        if self.runs is None or (Path(self.runs) / alone).exists():
+            return Path(self.runs or "") / alone
+        known = alone.exists() or any(loader.recognise(alone) for loader in LOADERS)
+        return alone if known else Path(self.runs) / alone

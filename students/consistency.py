@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from core.data import Batch
 from core.distances import Distance, distance
-from core.errors import UserError
 from core.grids import make_grid
-from core.method import Context, MethodConfig, Progress, Regression, RegressionMethod, noise_of
+from core.method import Context, MethodConfig, Progress, Regression, RegressionMethod, Stage, noise_of
 from core.model import Boundary, Model
 from core.paths import expand
 from students.teacher import load_teacher, student_source, trainable_copy
@@ -25,7 +24,8 @@ class ConsistencyConfig(MethodConfig):
     target_half_life: images of the target network's average, 0 = stop-gradient of the student itself;
     distance: pseudo-huber (c = huber * sqrt(dimension)) or squared; weight: uniform; inverse-gap, 1 / (t_{n+1} - t_n); or
     output, the same distance taken between network outputs F instead of between images, 1 / c_out of each side;
-    t_min, sigma_data: of the boundary (core.model.Boundary)."""
+    t_min, sigma_data: of the boundary (core.model.Boundary); conversion_share: budget, relative to that of distillation, of
+    the stage before it that a teacher which does not predict v needs."""
 
     teacher: str
     solver: Literal["euler", "heun"] = "heun"
@@ -38,6 +38,7 @@ class ConsistencyConfig(MethodConfig):
     weight: Literal["uniform", "inverse-gap", "output"] = "output"
     t_min: float = 0.0
     sigma_data: float = 1.0
+    conversion_share: float = 0.2
 
     @model_validator(mode="after")
     def _steps(self) -> ConsistencyConfig:
@@ -55,7 +56,9 @@ class Consistency(RegressionMethod):
     Deviations: LPIPS, the paper's best d, is trained on photographs and left out. Times are the grid on this repository's
     t, not sigma in [0.002, 80]; the boundary is at t = 0 exactly unless t_min is set, since every path here is finite there,
     and the last step of the teacher's solver goes there by its guess x0. The number of steps may double along the way, which
-    the paper does for training without a teacher only (its app. C) and later work for both.
+    the paper does for training without a teacher only (its app. C) and later work for both. A teacher that predicts v starts
+    the student with its own denoiser; from any other the student first learns it, f(x_t, t) = x0(x_t, t) at continuous times
+    with the squared error between network outputs (the paper's teachers have the student's parameterisation).
     """
 
     Config = ConsistencyConfig
@@ -64,18 +67,15 @@ class Consistency(RegressionMethod):
         super().__init__(config, context)
         run = load_teacher(config.teacher, context)
         self.teacher_name = run.name
-        if run.spec.prediction != "v":
-            raise UserError(
-                f"{config.teacher} predicts {run.spec.prediction}: the consistency function is built on v; convert it with "
-                "progressive distillation (end_steps = start_steps) or train the teacher with model.prediction=v"
-            )
         self.source = student_source(run, context)
         self.teacher = run.model
-        self.spec = run.spec.model_copy(
-            update={"boundary_t_min": config.t_min, "boundary_sigma_data": config.sigma_data, "discrete_steps": None}
-        )
+        boundary = {"boundary_t_min": config.t_min, "boundary_sigma_data": config.sigma_data}
+        self.spec = run.spec.model_copy(update={**boundary, "prediction": "v", "discrete_steps": None})
         self.model = trainable_copy(run.model)
         self.model.boundary, self.model.discrete_steps = Boundary(config.t_min, config.sigma_data), None
+        self.model.prediction = "v"
+        self.converts = run.spec.prediction != "v"
+        self.converting = self.converts
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.target_half_life else None
 
     def networks(self) -> list[nn.Module]:
@@ -84,6 +84,17 @@ class Consistency(RegressionMethod):
 
     def frozen(self) -> dict[str, nn.Module]:
         return {"target": self.averaged.network} if self.averaged else {}
+
+    def stages(self) -> list[Stage]:
+        distillation = Stage("train", 1.0)
+        return [Stage("convert", self.config.conversion_share), distillation] if self.converts else [distillation]
+
+    def begin_stage(self, index: int, average: nn.Module) -> None:
+        self.converting = self.converts and index == 0
+        if index > 0:
+            for model in filter(None, (self.model, self.averaged)):
+                network = getattr(model.network, "module", model.network)  # behind accelerate's wrapper, if any
+                network.load_state_dict(average.state_dict())
 
     def steps(self, fraction: float) -> int:
         """N after that fraction of the budget: doublings from steps_start, spread evenly, and never above steps_end."""
@@ -116,6 +127,21 @@ class Consistency(RegressionMethod):
         return torch.where(_like(inner, x), corrected, end)
 
     def target(self, batch: Batch, progress: Progress) -> Regression:
+        return self._conversion(batch) if self.converting else self._distillation(batch, progress)
+
+    def _conversion(self, batch: Batch) -> Regression:
+        """The teacher's denoiser itself, at times between t_min and 1."""
+        t = self.config.t_min + (1 - self.config.t_min) * batch.rng.uniform("time")
+        x_t = self.model.path.mix(batch.x0, noise_of(batch), t)
+        with torch.no_grad():
+            goal = self.teacher.x0(x_t, t, batch.label)
+        return Regression(x_t, t, goal, "x0", self._output_scale(t) ** -2, batch.label)
+
+    def _output_scale(self, t: Tensor) -> Tensor:
+        """[B] |c_out|: what an error of the network's output is multiplied by in the image."""
+        return self.model.boundary.scalings(t, self.model.path)[1].abs()
+
+    def _distillation(self, batch: Batch, progress: Progress) -> Regression:
         times = self.times(self.steps(progress.fraction)).to(batch.x0.device)
         n = batch.rng.integers(len(times) - 1, "time")
         t, s = times[n], times[n + 1]
@@ -127,7 +153,7 @@ class Consistency(RegressionMethod):
         if self.config.weight == "inverse-gap":
             weight = 1 / (t - s)
         elif self.config.weight == "output":
-            out = self.model.boundary.scalings(t, self.model.path)[1].abs()
+            out = self._output_scale(t)
             weight = out**-2 if self.config.distance == "squared" else 1 / out
         return Regression(x_t, t, goal, "x0", weight, batch.label)
 
@@ -141,10 +167,10 @@ class Consistency(RegressionMethod):
             return model.train().x0(x, s, label)
 
     def distance(self, difference: Tensor) -> Tensor:
-        return distance(self.config.distance, difference, self.config.huber)
+        return distance("squared" if self.converting else self.config.distance, difference, self.config.huber)
 
     def after_step(self, progress: Progress, batch_size: int) -> None:
-        if self.averaged is not None:
+        if self.averaged is not None and not self.converting:
             decay = 0.5 ** (batch_size / self.config.target_half_life)
             network = getattr(self.model.network, "module", self.model.network)
             for mean, new in zip(self.averaged.network.parameters(), network.parameters(), strict=True):

@@ -160,6 +160,8 @@ def _spec(class_name: str, config: dict, file: Path, schedule: Schedule, origin:
         return UserError(f"{file}: {key} = {c[key]!r}: {reason}")
 
     channels, size = c["in_channels"], c["sample_size"]
+    if not isinstance(channels, int):
+        raise refuse("in_channels", "must be the number of the images' channels; fetch the checkpoint again")
     outputs = channels if c["out_channels"] is None else c["out_channels"]
     if outputs == 2 * channels:
         raise refuse(
@@ -172,6 +174,12 @@ def _spec(class_name: str, config: dict, file: Path, schedule: Schedule, origin:
         size = size[0]
     if not isinstance(size, int):
         raise refuse("sample_size", "must be one number, the side of square images; write it if the checkpoint's card says it")
+    halvings = len(c.get("down_block_types", ())) - 1
+    multiple = c["patch_size"] if "patch_size" in c else 2**halvings
+    if size % multiple:
+        raise refuse(
+            "sample_size", f"must be a multiple of {multiple} for this network; the card may say what it was trained on"
+        )
     if c.get("time_embedding_type", "positional") != "positional":
         raise refuse("time_embedding_type", "only positional embeddings know the times between timesteps, which students need")
     if c.get("class_embed_type") is not None:
@@ -266,6 +274,20 @@ def _load_ours(model: Model, file: Path) -> None:
         raise UserError(f"{file} is damaged or does not fit the spec beside it ({reason}): export the run again") from error
 
 
+def _other_weights(checkpoint: Checkpoint) -> str:
+    """What to do where the weights do not have their plain name: a variant such as fp16, or several shards."""
+    stem = WEIGHTS[0].split(".")[0]
+    found = sorted(file.name for file in checkpoint.component.glob(f"{stem}*") if file.is_file())
+    if not found:
+        return "fetch the checkpoint again"
+    variant = found[0].removeprefix(f"{stem}.").split(".")[0]
+    how = "" if "-of-" in found[0] or "index" in found[0] else f', variant="{variant}"'
+    return (
+        f"there is {found[0]}; put in place of that folder what diffusers saves with "
+        f'{checkpoint.class_name}.from_pretrained("{checkpoint.component}"{how}).save_pretrained(FOLDER, max_shard_size="100GB")'
+    )
+
+
 def load_checkpoint(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> tuple[Model, Path]:
     """The model on `device`, frozen, and its weights file.
 
@@ -275,7 +297,7 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
     file = checkpoint.weights_file()
     if file is None:
         raise UserError(
-            f"{checkpoint.component / WEIGHTS[0]} is missing (nor is there a {WEIGHTS[1]}): fetch the checkpoint again"
+            f"{checkpoint.component / WEIGHTS[0]} is missing (nor is there a {WEIGHTS[1]}): {_other_weights(checkpoint)}"
         )
     model = build_model(checkpoint.spec)
     if checkpoint.class_name == OURS:

@@ -100,10 +100,10 @@ def test_resume_after_kill_is_equal_to_the_bit(tmp_path):
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
 
 
-@pytest.mark.parametrize("name", ["progressive", "consistency"])
-def test_students_resume_within_a_stage_to_the_bit(tmp_path, name):
+@pytest.mark.parametrize(("name", "prediction"), [("progressive", "v"), ("consistency", "v"), ("consistency", "eps")])
+def test_students_resume_within_a_stage_to_the_bit(tmp_path, name, prediction):
     """The networks that are not trained by the optimiser (a stage's teacher, a target average) are part of the checkpoint."""
-    train_tiny(tmp_path / "teacher", images=320)
+    train_tiny(tmp_path / "teacher", images=320, prediction=prediction, path="vp-linear")
     extra = {"progressive": {"start_steps": 4}, "consistency": {"steps_start": 4, "steps_end": 16, "target_half_life": 200.0}}
     options = dict(method={"teacher": str(tmp_path / "teacher"), **extra[name]}, images=1600)
     train_tiny(tmp_path / "whole", name, **options)

@@ -225,6 +225,21 @@ def test_refusals_write_nothing(run, cache, tmp_path):
     assert not out.parent.exists()
 
 
+def test_runs_that_are_not_in_their_folder_are_taken_as_they_stand(run, tmp_path, monkeypatch):
+    """A published checkpoint's name beside runs of ours; a run that is missing is still missed in the folder."""
+    import eval.sweep_config
+    from teachers.pretrained import PRETRAINED
+
+    monkeypatch.setattr(eval.sweep_config, "LOADERS", [PRETRAINED])
+    sweep = config(run, tmp_path / "c.jsonl", "cache", runs=str(run.parent))
+    (entry,) = sweep.entries
+    names = ("teacher", "absent", "google/ddpm-cifar10-32", "teachers/shipped/digits")
+    found = {name: sweep.folder_of(entry.model_copy(update={"run": name})) for name in names}
+    assert found["teacher"] == run and found["absent"] == run.parent / "absent"
+    assert found["google/ddpm-cifar10-32"] == Path("google/ddpm-cifar10-32")
+    assert found["teachers/shipped/digits"] == Path("teachers/shipped/digits")
+
+
 def test_diverged_weights_stop_the_sweep(cache, tmp_path):
     from core.checkpoints import latest_checkpoint
     from core.model_spec import read_spec, read_weights, save_weights

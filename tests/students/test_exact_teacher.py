@@ -7,6 +7,7 @@ answer, and whether it finds it is up to the method.
 
 from __future__ import annotations
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from core.model import Model
 from core.model_spec import ModelSpec
 from core.noise import Noise
 from core.paths import make_path
+from core.predictions import from_denoised
 from students.consistency import Consistency, ConsistencyConfig
 from students.progressive import Progressive, ProgressiveConfig
 from teachers.mixture import MixtureDenoiser, gaussian_flow
@@ -50,11 +52,12 @@ def exact_teacher(path_name: str) -> Model:
     return Model(MixtureDenoiser(path, torch.full((1, *SHAPE), MEAN), STD * one, one), path, "v")
 
 
-def build(monkeypatch, module, cls, config, path: str):
+def build(monkeypatch, module, cls, config, path: str, teacher: Model | None = None):
     """The method with an exact teacher and an affine student in place of trained runs."""
     torch.manual_seed(0)
-    spec = ModelSpec(channels=1, side=2, num_classes=0, path=path, prediction="v")
-    run = SimpleNamespace(name="exact", model=exact_teacher(path), spec=spec)
+    teacher = teacher or exact_teacher(path)
+    spec = ModelSpec(channels=1, side=2, num_classes=0, path=path, prediction=teacher.prediction)
+    run = SimpleNamespace(name="exact", model=teacher, spec=spec)
     monkeypatch.setattr(module, "load_teacher", lambda folder, context: run)
     monkeypatch.setattr(module, "student_source", lambda run, context: None)
     monkeypatch.setattr(module, "trainable_copy", lambda model: Model(AffineInX(), model.path, "v"))
@@ -74,6 +77,7 @@ def train(method, stage: int, iterations: int, first: int, lr: float = 3e-3) -> 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        method.after_step(Progress(0, stage, i / iterations), B)
 
 
 def one_step_error(model: Model, path_name: str, x: Tensor) -> float:
@@ -161,6 +165,44 @@ def test_consistency_distillation_reaches_the_exact_flow_map(monkeypatch, path, 
     end = gaussian_flow(p, x.double(), one, zero, mean, STD)
     with torch.no_grad():
         assert float((method.model.x0(middle.float(), s) - end).square().mean().sqrt()) / STD < 0.06
+
+
+class Predicts(nn.Module):
+    """An exact denoiser whose output is another prediction than v."""
+
+    def __init__(self, kind: str, path: str):
+        super().__init__()
+        self.kind, self.exact = kind, exact_teacher(path)
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        return from_denoised(self.kind, *self.exact.denoised(x, t), t, self.exact.path).to(x.dtype)
+
+
+@pytest.mark.parametrize(("kind", "t_min", "sigma_data"), [("x0", 0.0, 1.0), ("u", 0.01, 0.5)])
+def test_consistency_distillation_of_a_teacher_that_does_not_predict_v(monkeypatch, kind, t_min, sigma_data):
+    """The stage of conversion makes the student the teacher's denoiser, whatever its boundary; distillation goes on from there."""
+    options = {"steps_start": 8, "steps_end": 32, "distance": "squared", "t_min": t_min, "sigma_data": sigma_data}
+    config = ConsistencyConfig(name="consistency", teacher="exact", target_half_life=1000.0, **options)
+    teacher = Model(Predicts(kind, "vp-cosine"), make_path("vp-cosine"), kind).requires_grad_(False)
+    method = build(monkeypatch, students.consistency, Consistency, config, "vp-cosine", teacher)
+    assert [stage.name for stage in method.stages()] == ["convert", "train"] and method.spec.prediction == "v"
+    method.begin_stage(0, method.model.network)
+    train(method, 0, 2000, first=0)
+    x = torch.randn(500, *SHAPE, generator=torch.Generator().manual_seed(1))
+    for t in (0.1, 0.5, 0.9, 1.0):
+        at = torch.tensor(t, dtype=torch.float64)
+        z = method.model.path.mix(MEAN + STD * x, x.flip(0), at)
+        with torch.no_grad():
+            assert float((method.model.x0(z, at) - teacher.x0(z, at)).square().mean().sqrt()) < 0.02 * STD, t
+    assert one_step_error(method.model, "vp-cosine", x) > 0.9  # a denoiser still
+    if kind != "x0":  # what follows is the same for all
+        return
+    average = copy.deepcopy(method.model.network)
+    method.begin_stage(1, average)
+    for name, tensor in method.averaged.network.state_dict().items():  # the target begins there, too
+        assert torch.equal(tensor, average.state_dict()[name])
+    train(method, 1, 2500, first=2000)
+    assert one_step_error(method.model, "vp-cosine", x) < 0.06
 
 
 @pytest.mark.parametrize("t_min", [0.0, 0.002])

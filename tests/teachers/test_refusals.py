@@ -57,6 +57,8 @@ def refused(folder: Path, *words: str) -> None:
         (UNET, {"_class_name": "UNet2DConditionModel"}, ["_class_name = 'UNet2DConditionModel'", "UNet2DModel"]),
         (UNET, {"sample_size": [8, 16]}, ["sample_size = [8, 16]", "square"]),
         (UNET, {"sample_size": None}, ["sample_size = None", "square"]),
+        (UNET, {"sample_size": 7}, ["sample_size = 7", "a multiple of 2"]),
+        (UNET, {"in_channels": "three"}, ["in_channels = 'three'", "number of the images' channels"]),
         (UNET, {"time_embedding_type": "fourier"}, ["time_embedding_type = 'fourier'"]),
         (UNET, {"class_embed_type": "timestep", "num_class_embeds": 4}, ["class_embed_type = 'timestep'"]),
         (
@@ -107,6 +109,25 @@ def test_missing_and_damaged_files(folder, file):
     refused(folder, str(folder / file), "fetch the checkpoint again")
     (folder / file).unlink()
     refused(folder, str(folder / file), "is missing")
+
+
+def test_weights_under_another_name_are_named_and_how_to_read_them(folder):
+    """A variant and shards, as diffusers saves them; what the message says to do is done."""
+    component = folder / "unet"
+    (component / "diffusion_pytorch_model.safetensors").unlink()
+    model = diffusers.UNet2DModel.from_config(diffusers.UNet2DModel.load_config(component))
+    model.save_pretrained(component, variant="fp16")
+    refused(folder, "there is diffusion_pytorch_model.fp16.safetensors", 'variant="fp16").save_pretrained(FOLDER')
+    (component / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    model.save_pretrained(component, max_shard_size=2000)
+    assert not (component / "diffusion_pytorch_model.safetensors").exists()
+    with pytest.raises(UserError, match="put in place of that folder what diffusers saves with ") as caught:
+        load_pretrained(folder)
+    command = str(caught.value).split("diffusers saves with ")[1].replace("FOLDER", f'"{folder / "whole"}"')
+    exec(command, {"UNet2DModel": diffusers.UNet2DModel})  # noqa: S102
+    shutil.rmtree(component)
+    (folder / "whole").rename(component)
+    assert load_pretrained(folder).side == 8
 
 
 def test_raw_weights_are_not_published(folder):
