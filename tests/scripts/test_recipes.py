@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from core.config import read_config
+from core.run_config import parse_run_config
 from eval.features.extractors import EXTRACTORS, INCEPTION, INCEPTION_BFLOAT16, Extractor
+from scripts.methods import method_class
 from tests.archives import write_cifar, write_idx
 from tests.scripts.test_bad_input import run_script
 
@@ -26,6 +30,16 @@ class Brightness(Extractor):
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         pixels = images.flatten(1).float()
         return pixels @ torch.randn(pixels.shape[1], 8, generator=torch.Generator().manual_seed(0)) / 255
+
+
+@pytest.mark.parametrize("recipe", ["teacher", "flow", "vae", "gan"])
+def test_networks_on_cifar10_are_as_large_as_their_files_say(recipe):
+    """The recipes below are tried with small ones."""
+    file = CONFIGS / "cifar10" / f"{recipe}.yaml"
+    values = read_config(file)
+    network = parse_run_config(values, method_class(values["method"]["name"]), str(file)).model.network.build(3, 32, 0)
+    said = re.search(r"(\d+) M\s(?:# )?parameters", file.read_text())[1]
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == int(said)
 
 
 def succeeds(name: str, *arguments: str) -> None:
