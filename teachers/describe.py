@@ -44,6 +44,8 @@ def describe(run: Run) -> dict[str, str]:
         lines["published sampling"] = checkpoint.schedule.sampling
         if checkpoint.schedule.differs:
             lines["without equal here"] = "; ".join(checkpoint.schedule.differs)
+        if checkpoint.schedule.left_over:
+            lines["left over"] = "; ".join(checkpoint.schedule.left_over)
     else:
         lines["origin"] = f"run of this repository, config {run.config_sha256[:12]}"
         if isinstance(spec.path, BetaTable) or spec.path in ("vp-linear", "vp-cosine"):

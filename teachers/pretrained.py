@@ -321,6 +321,7 @@ def _note(path: Path, schedule: Schedule) -> None:
     if path not in _noted:
         _noted.add(path)
         rest = f"; without equal here: {'; '.join(schedule.differs)}" if schedule.differs else ""
+        rest += f"; left over: {'; '.join(schedule.left_over)}" if schedule.left_over else ""
         print(f"{path}: its own scheduler samples as {schedule.sampling}{rest}", file=sys.stderr)
 
 

@@ -13,10 +13,10 @@ from core.errors import UserError
 from core.networks.diffusers import diffusers_library
 from core.predictions import Prediction
 from core.table_path import BetaTable
+from teachers.published_sampling import MULTISTEP, left_over, published_sampling
 
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
-MULTISTEP = ("DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler")
 # All of these sample networks that were trained on a table of betas; how they solve is theirs, and ours to choose anew.
 DDPM_FAMILY = (
     "DDPMScheduler",
@@ -29,19 +29,21 @@ DDPM_FAMILY = (
     "HeunDiscreteScheduler",
     "LMSDiscreteScheduler",
 )
-OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+NUMBERS = ("num_train_timesteps", "beta_start", "beta_end", "steps_offset", "solver_order", "clip_sample_range")
+NUMBERS += ("dynamic_thresholding_ratio", "sample_max_value")
 
 
 @dataclass(frozen=True)
 class Schedule:
     """What a scheduler's config says of the model. sampling: options of ours that repeat its sampling, in words; differs:
-    what of its sampling has no equal here."""
+    what of its sampling has no equal here; left_over: keys of another scheduler's that its class does not read."""
 
     path: str | BetaTable
     prediction: Prediction
     steps: int
     sampling: str
     differs: tuple[str, ...]
+    left_over: tuple[str, ...] = ()
 
 
 def _refuse(file: Path, key: str, value: Any, reason: str) -> UserError:
@@ -64,7 +66,11 @@ def read_schedule(config: dict, file: Path) -> Schedule:
             f"{', '.join(DDPM_FAMILY)}",
         )
     parameters = inspect.signature(getattr(diffusers_library(str(file)), name).__init__).parameters
-    c = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty} | config
+    defaults = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    c = defaults | {key: value for key, value in config.items() if key in defaults}
+    for key in NUMBERS:
+        if key in c and (isinstance(c[key], bool) or not isinstance(c[key], (int, float))):
+            raise _refuse(file, key, c[key], f"must be a number; the default of {name} is {defaults[key]}")
     if config.get("predict_epsilon") is False and "prediction_type" not in config:
         raise _refuse(file, "predict_epsilon", False, 'a key of old versions of diffusers: write "prediction_type": "sample"')
     if c.get("use_flow_sigmas") or c["prediction_type"] == "flow_prediction":
@@ -91,13 +97,16 @@ def read_schedule(config: dict, file: Path) -> Schedule:
             "with prediction_type epsilon the network says nothing at pure noise, where sampling starts: prediction_type must "
             "be v_prediction or sample",
         )
-    sampling, differs = _sampling(name, c)
-    return Schedule(path, PREDICTIONS[c["prediction_type"]], int(c["num_train_timesteps"]), sampling, differs)
+    sampling, differs = published_sampling(name, c, defaults)
+    steps, unread = int(c["num_train_timesteps"]), left_over(name, config, defaults)
+    return Schedule(path, PREDICTIONS[c["prediction_type"]], steps, sampling, differs, unread)
 
 
 def _path(c: dict, file: Path) -> str | BetaTable:
     steps, schedule, zero = c["num_train_timesteps"], c["beta_schedule"], bool(c.get("rescale_betas_zero_snr"))
     betas = c.get("trained_betas")
+    if betas is not None and not (isinstance(betas, list) and all(isinstance(b, (int, float)) for b in betas)):
+        raise _refuse(file, "trained_betas", betas, "must be a list of numbers, or null for a schedule by name")
     if betas is None and schedule not in SCHEDULES:
         raise _refuse(file, "beta_schedule", schedule, f"must be one of {', '.join(SCHEDULES)}, or give trained_betas")
     if betas is None and not zero and steps == 1000:
@@ -116,39 +125,3 @@ def _path(c: dict, file: Path) -> str | BetaTable:
         key = "trained_betas" if betas is not None else "beta_schedule"
         shown = f"[{len(betas)} numbers]" if betas is not None else schedule
         raise _refuse(file, key, shown, str(error.errors()[0].get("ctx", {}).get("error", error.errors()[0]["msg"]))) from error
-
-
-def _sampling(name: str, c: dict) -> tuple[str, tuple[str, ...]]:
-    """The options of ours, and what they do not cover."""
-    differs = []
-    sampler = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "UniPCMultistepScheduler": "unipc"}.get(name)
-    if name == "DDPMScheduler" and c["variance_type"] in ("fixed_large", "fixed_large_log"):
-        sampler = "ddpm-large"
-    if name == "DPMSolverMultistepScheduler" and c["solver_order"] == 2:
-        sampler = {"dpmsolver++": "dpm++2m", "sde-dpmsolver++": "dpm++2m-sde"}.get(c["algorithm_type"])
-    if sampler is None:
-        differs.append(f"{name} itself")
-    if sampler == "unipc" and c["solver_order"] != 3:
-        differs.append(f"solver_order = {c['solver_order']} (ours is 3)")
-    differs += [f"{key} = True" for key in OWN_SIGMAS if c.get(key)]
-    spacing, offset = c.get("timestep_spacing", "leading"), c.get("steps_offset", 0)
-    grid = spacing + ("-multistep" if name in MULTISTEP and spacing != "trailing" else "")
-    if spacing == "leading" and offset:
-        differs += [f"steps_offset = {offset}"] if offset != 1 or name in MULTISTEP else []
-        grid = "leading-offset" if offset == 1 and name not in MULTISTEP else grid
-    if name == "DDIMScheduler" and spacing == "linspace":
-        differs.append("DDIMScheduler's steps between linspace times, which land elsewhere than it looks next")
-    if name in ("DDIMScheduler", "PNDMScheduler") and not c.get("set_alpha_to_one", True):
-        differs.append("set_alpha_to_one = False (its last step ends at timestep 0, ours on clean data)")
-    clips, dynamic = bool(c.get("clip_sample")), bool(c.get("thresholding"))
-    threshold = "none"
-    if dynamic or clips:
-        threshold = "static-x0" if name == "DDIMScheduler" else "static"
-    if dynamic and c.get("sample_max_value", 1.0) > 1:
-        threshold = "dynamic"
-        differs.append(f"dynamic thresholding with sample_max_value = {c['sample_max_value']:g} (ours has no ceiling)")
-    elif clips and not dynamic and c.get("clip_sample_range", 1.0) != 1:
-        threshold = "none"
-        differs.append(f"clip_sample_range = {c['clip_sample_range']:g} (ours clips at 1)")
-    chosen = f"--sampler {sampler} " if sampler else ""
-    return f"{chosen}--grid {grid} --threshold {threshold}", tuple(differs)

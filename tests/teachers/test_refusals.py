@@ -84,6 +84,9 @@ def refused(folder: Path, *words: str) -> None:
         (SCHEDULER, {"prediction_type": None, "predict_epsilon": False}, ["predict_epsilon = False", "sample"]),
         (SCHEDULER, {"beta_schedule": "cubic"}, ["beta_schedule = 'cubic'", "scaled_linear"]),
         (SCHEDULER, {"beta_end": 1.2}, ["beta_schedule = 'linear'", "every beta"]),
+        (SCHEDULER, {"trained_betas": "linear"}, ["trained_betas = 'linear'", "a list of numbers"]),
+        (SCHEDULER, {"num_train_timesteps": "many"}, ["num_train_timesteps = 'many'", "must be a number", "1000"]),
+        (SCHEDULER, {"clip_sample_range": []}, ["clip_sample_range = []", "must be a number"]),
         (SCHEDULER, {"trained_betas": [0.1, 0.2]}, ["trained_betas = '[2 numbers]'", "2 betas for steps = 1000"]),
         (
             SCHEDULER,
