@@ -17,6 +17,7 @@ from pathlib import Path
 
 from core.config import parse
 from core.errors import UserError
+from eval.rows import is_floor, read_rows
 from eval.sweep import run_sweep
 from eval.sweep_config import SweepConfig
 
@@ -45,6 +46,12 @@ class Verdict:
     def worse(self) -> bool:
         return self.deviations > WORST
 
+    @property
+    def other_weights(self) -> str | None:
+        """The sha256 of the weights that were expected, where others were measured."""
+        expected = self.expected.get("weights_sha256")
+        return expected if expected not in (None, self.measured["weights_sha256"]) else None
+
     def __str__(self) -> str:
         e, m = self.expected, self.measured
         agrees = f"{abs(self.deviations):.2f} standard deviations {'worse' if self.deviations > 0 else 'better'}"
@@ -68,6 +75,23 @@ def _bootstrap(row: dict) -> int:
     return int(match[1]) if match else 20
 
 
+def read_rows_as_card(file: Path, run: str) -> Card:
+    """A card that lies anywhere, or the rows of a curves file (.jsonl) that were measured on the run of that name.
+
+    Raises:
+        UserError: no such file, no such row, or not a card.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: give a file like card.json, or rows of scripts.evaluate (.jsonl)")
+    if file.suffix != ".jsonl":
+        return _read(file)
+    rows = [row for row in read_rows(file) if not is_floor(row)]
+    mine = [row for row in rows if row["run"] == run]
+    if not mine:
+        raise UserError(f"{file} has no row of the run '{run}'; it has {', '.join(sorted({row['run'] for row in rows}))}")
+    return _checked(file, {"rows": mine})
+
+
 def read_card(folder: Path) -> Card | None:
     """The card beside a model; None if there is none.
 
@@ -75,12 +99,18 @@ def read_card(folder: Path) -> Card | None:
         UserError: it is not a card, naming the first row and key that are wrong.
     """
     file = Path(folder) / "card.json"
-    if not file.is_file():
-        return None
+    return _read(file) if file.is_file() else None
+
+
+def _read(file: Path) -> Card:
     try:
         content = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({error}): mend it") from error
+    return _checked(file, content)
+
+
+def _checked(file: Path, content: dict) -> Card:
     if not isinstance(content, dict) or not isinstance(content.get("rows"), list) or not content["rows"]:
         raise UserError(f"{file}: key 'rows' must be a list of at least one expected row")
     for number, row in enumerate(content["rows"], 1):

@@ -2,10 +2,13 @@
 
     python -m scripts.teacher info google/ddpm-cifar10-32
     python -m scripts.teacher verify teachers/shipped/fashion_mnist --all
+    python -m scripts.teacher verify google/ddpm-cifar10-32 --card rows.jsonl --data cifar10
     python -m scripts.teacher export runs/digits/teacher exported/digits-teacher
+    python -m scripts.teacher export runs/digits/progressive exported/digits-in-2-steps --steps 2
 
-verify measures what card.json beside the model promises (the cheapest row, or all) and exits with code 1 if it is worse by more
-than 4 standard deviations. export writes diffusers' format: UNet2DModel where that is exact, else with a module of its own.
+verify measures what card.json beside the model promises, or --card, a file like it or rows of scripts.evaluate (the cheapest row, or
+all), and exits with code 1 if it is worse by more than 4 standard deviations. export writes diffusers' format: UNet2DModel where that
+is exact, else with a module of its own, and a README.md that says how to sample it.
 """
 
 from __future__ import annotations
@@ -40,20 +43,20 @@ def info(a: argparse.Namespace) -> None:
 
 
 def check(a: argparse.Namespace) -> None:
-    from eval.card import read_card, verify
+    from eval.card import read_card, read_rows_as_card, verify
     from teachers.pretrained import published_folder
 
     run = load_run(a.run)
-    card = read_card(published_folder(run) or run.folder)
+    card = read_rows_as_card(a.card, run.name) if a.card else read_card(published_folder(run) or run.folder)
     if card is None:
-        raise UserError(f"{a.run} has no card.json: there is nothing it promises; write one with rows of scripts.evaluate")
-    for row in card.rows:
-        if row.get("weights_sha256") not in (None, run.weights_sha256):
-            print(f"warning: {card.file} describes other weights ({row['weights_sha256'][:12]}...) than these", file=sys.stderr)
-            break
-    data = {"name": a.data, "root": a.data_root, "side": None} if a.data else None
+        raise UserError(
+            f"{a.run} has no card.json, so there is nothing it promises: give --card rows.jsonl of scripts.evaluate"
+        )
+    data = {"name": a.data, "root": a.data_root, "side": a.data_side} if a.data else None
     verdicts = []
     for verdict in verify(a.run, card, a.all, data, a.device):
+        if verdict.other_weights:
+            print(f"warning: {card.file} describes other weights ({verdict.other_weights[:12]}...) than these", file=sys.stderr)
         print(verdict, flush=True)
         verdicts.append(verdict)
     if any(verdict.worse for verdict in verdicts):
@@ -63,7 +66,11 @@ def check(a: argparse.Namespace) -> None:
 def write(a: argparse.Namespace) -> None:
     from teachers.export import export
 
-    run = load_run(a.run, a.weights)
+    run = load_run(a.run, a.weights, steps=a.steps)
+    if a.steps is not None and run.weights_file.parent.name != f"{a.steps:04d}":
+        kept = ", ".join(str(int(f.name)) for f in sorted(Path(a.run).glob("for-steps/[0-9]*")))
+        there = f"there are {kept}" if kept else "it is one network for all: leave --steps out"
+        raise UserError(f"{a.run} keeps no network for {a.steps} steps: {there}")
     print(f"wrote {a.out}: {export(run, a.out)}")
 
 
@@ -88,11 +95,13 @@ def main() -> None:
             command.add_argument("--data", help="what to compare with, where neither run nor card says: such as cifar10")
             command.add_argument("--data-root", help="where the files of --data are")
             command.add_argument("--data-side", type=int, help="side of the images of --data folder")
+            command.add_argument("--card", type=Path, help="a file like card.json, or rows of scripts.evaluate (.jsonl)")
             command.add_argument("--device", help="default: a GPU if there is one")
         else:
             command.add_argument("--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s")
         if name == "export":
             command.add_argument("out", type=Path, help="folder to write; must not exist or be empty")
+            command.add_argument("--steps", type=int, help="of a run that keeps a network for each number of steps: which")
     a = parser.parse_args()
     with torch.no_grad():
         a.function(a)

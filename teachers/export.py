@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import shutil
@@ -14,6 +15,7 @@ from core.networks import unet as ours
 from core.networks.diffusers import DiffusersConfig, diffusers_library
 from core.networks.unet import UNet, UNetConfig
 from core.runs import Run
+from teachers.export_readme import readme, steps_made_for
 from teachers.export_schedule import conversion_table, converts, scheduler_config, table_steps, time_convention
 from teachers.export_unet2d import unet2d_config, unet2d_state, why_not_unet2d
 from teachers.pretrained import ORIGIN, OURS, Origin, published_folder
@@ -66,6 +68,7 @@ def _pipeline_source() -> str:
             "import torch",
             "from diffusers import DiffusionPipeline",
             "from diffusers.pipelines.pipeline_utils import ImagePipelineOutput",
+            "from diffusers.utils.torch_utils import randn_tensor",
             "from torch import Tensor\n\n",
             _sources(exported.FastSamplingPipeline),
         ]
@@ -108,8 +111,7 @@ def export(run: Run, out: Path) -> str:
             words = _diffusers_network(diffusers, run, partial)
         else:
             words = _our_unet(diffusers, run, partial)
-        if source is None:
-            _card(run, partial)
+        _card(run, source or run.folder, partial)
     except BaseException:
         shutil.rmtree(partial)
         raise
@@ -119,20 +121,34 @@ def export(run: Run, out: Path) -> str:
     return words
 
 
-def _index(diffusers, partial: Path, pipeline: str | list[str], name: str, network: list[str], null_label: bool = True) -> None:
-    index = {"_class_name": pipeline, "_diffusers_version": diffusers.__version__}
+def _index(partial: Path, pipeline: str | list[str], scheduler, network: list[str], null_label: bool = True) -> None:
+    """model_index.json, and the scheduler that it names."""
+    scheduler.save_pretrained(partial / "scheduler")
+    index = {"_class_name": pipeline, "_diffusers_version": scheduler.config["_diffusers_version"]}
     if isinstance(pipeline, list):
         index["null_label"] = null_label
-    index |= {"scheduler": ["diffusers", "DDPMScheduler"], name: network}
+    index |= {"scheduler": ["diffusers", type(scheduler).__name__], "unet": network}
     (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _card(run: Run, partial: Path) -> None:
-    """The rows of the run's card that were measured on the weights that are exported; no card where there are none."""
-    if not (run.folder / "card.json").is_file():
+def _scheduler(diffusers, run: Run):
+    """DDPM for what was trained at all times, DDIM for what was made for one number of steps of it."""
+    config = scheduler_config(run.spec, run.model)
+    if steps_made_for(run) is None:
+        return diffusers.DDPMScheduler(**config)
+    return diffusers.DDIMScheduler(**{key: value for key, value in config.items() if key != "variance_type"})
+
+
+def _card(run: Run, folder: Path, partial: Path) -> None:
+    """The rows of the card in `folder` that were measured on the weights that are exported, with the hash that these have in their
+    new file; no card where there are none."""
+    if not (folder / "card.json").is_file():
         return
-    card = json.loads((run.folder / "card.json").read_text())
-    card["rows"] = [row for row in card["rows"] if row.get("weights_sha256", run.weights_sha256) == run.weights_sha256]
+    card = json.loads((folder / "card.json").read_text())
+    (file,) = partial.glob("*/diffusion_pytorch_model.safetensors")
+    exported = hashlib.sha256(file.read_bytes()).hexdigest()
+    same = [row for row in card["rows"] if row.get("weights_sha256", run.weights_sha256) == run.weights_sha256]
+    card["rows"] = [row | {"weights_sha256": exported} for row in same]
     if card["rows"]:
         (partial / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
@@ -148,6 +164,7 @@ def _origin(run: Run, partial: Path, **more) -> None:
         train_evals=run.train_evals,
         train_seconds=run.train_seconds,
         config_sha256=run.config_sha256,
+        steps=steps_made_for(run),
         time=time_convention(table_steps(run.spec)),
         **more,
     )
@@ -160,7 +177,7 @@ def _straight(run: Run, source: Path, partial: Path) -> str:
 
     checkpoint = read_checkpoint(source)
     name = "transformer" if checkpoint.class_name == "DiTTransformer2DModel" else "unet"
-    for file in ("model_index.json", ORIGIN, "README.md", "card.json", f"{PIPELINE}.py"):
+    for file in ("model_index.json", ORIGIN, "README.md", f"{PIPELINE}.py"):
         if (source / file).is_file():
             shutil.copyfile(source / file, partial / file)
     (partial / "scheduler").mkdir()
@@ -176,38 +193,36 @@ def _straight(run: Run, source: Path, partial: Path) -> str:
 
 def _diffusers_network(diffusers, run: Run, partial: Path) -> str:
     """A student that has a published teacher's architecture."""
-    network = run.spec.network
-    name = "unet"
-    run.model.network.inner.save_pretrained(partial / name)
-    diffusers.DDPMScheduler(**scheduler_config(run.spec, run.model)).save_pretrained(partial / "scheduler")
-    plain = not network.labels
-    _index(
-        diffusers,
-        partial,
-        "DDPMPipeline" if plain else [PIPELINE, "FastSamplingPipeline"],
-        name,
-        ["diffusers", network.class_name],
-        network.null_label,
-    )
-    if not plain:
+    network, scheduler = run.spec.network, _scheduler(diffusers, run)
+    run.model.network.inner.save_pretrained(partial / "unet")
+    pipeline = _pipeline(scheduler, network.labels)
+    _index(partial, pipeline, scheduler, ["diffusers", network.class_name], network.null_label)
+    if network.labels:
         (partial / f"{PIPELINE}.py").write_text(_pipeline_source())
+    what = f"A {network.class_name}, distilled from {run.teacher}"
+    (partial / "README.md").write_text(readme(run, bool(network.labels), what, steps_made_for(run)))
     _origin(run, partial, null_label=network.null_label)
     return network.class_name
+
+
+def _pipeline(scheduler, own: bool) -> str | list[str]:
+    """The pipeline's class in model_index.json: diffusers' own of that scheduler, or ours."""
+    if own:
+        return [PIPELINE, "FastSamplingPipeline"]
+    return type(scheduler).__name__.replace("Scheduler", "Pipeline")
 
 
 def _our_unet(diffusers, run: Run, partial: Path) -> str:
     spec, network = run.spec, run.model.network
     assert isinstance(network, UNet)
-    diffusers.DDPMScheduler(**scheduler_config(spec, run.model)).save_pretrained(partial / "scheduler")
-    labels = network.num_classes
+    labels, scheduler = network.num_classes, _scheduler(diffusers, run)
     reason = why_not_unet2d(spec)
-    pipeline: str | list[str] = [PIPELINE, "FastSamplingPipeline"]
+    pipeline = _pipeline(scheduler, own=bool(labels) or reason is not None)
     if reason is None:
         theirs = diffusers.UNet2DModel(**unet2d_config(spec))
         theirs.load_state_dict(unet2d_state(spec, network.state_dict()))  # strict: every tensor has its place
         theirs.save_pretrained(partial / "unet")
-        pipeline = pipeline if labels else "DDPMPipeline"
-        _index(diffusers, partial, pipeline, "unet", ["diffusers", "UNet2DModel"])
+        _index(partial, pipeline, scheduler, ["diffusers", "UNet2DModel"])
         _origin(run, partial, null_label=bool(labels))
     else:
         folder, n = partial / "unet", spec.network
@@ -223,21 +238,10 @@ def _our_unet(diffusers, run: Run, partial: Path) -> str:
             state["scales"] = conversion_table(run.model, table_steps(spec)).float()
         save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
         (folder / f"{MODULE}.py").write_text(_module_source())
-        _index(diffusers, partial, pipeline, "unet", [MODULE, OURS])
+        _index(partial, pipeline, scheduler, [MODULE, OURS])
         _origin(run, partial, spec=spec)
     if isinstance(pipeline, list):
         (partial / f"{PIPELINE}.py").write_text(_pipeline_source())
-    (partial / "README.md").write_text(_readme(run, isinstance(pipeline, list), reason))
-    return "UNet2DModel, exactly" if reason is None else f"{OURS} with its own module ({reason})"
-
-
-def _readme(run: Run, code: bool, reason: str | None) -> str:
-    load = (
-        "DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)" if code else "DDPMPipeline.from_pretrained(FOLDER)"
-    )
     what = "A UNet2DModel" if reason is None else f"A network of its own, in `unet/{MODULE}.py`, since {reason}"
-    return (
-        f"# {run.name}\n\n{what}. {time_convention(table_steps(run.spec)).capitalize()}.\n\n"
-        f"```python\nfrom diffusers import {load.split('.')[0]}\n\npipe = {load}\nimages = pipe(batch_size=16).images\n```\n\n"
-        "Written by `python -m scripts.teacher export`.\n"
-    )
+    (partial / "README.md").write_text(readme(run, isinstance(pipeline, list), what, steps_made_for(run)))
+    return "UNet2DModel, exactly" if reason is None else f"{OURS} with its own module ({reason})"

@@ -13,6 +13,7 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from core.networks.unet import UNet
@@ -79,10 +80,10 @@ class FastSamplingPipeline(DiffusionPipeline):
     def __call__(
         self,
         batch_size: int = 1,
-        class_labels: Tensor | None = None,
+        class_labels: Tensor | list[int] | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         noise: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -94,7 +95,7 @@ class FastSamplingPipeline(DiffusionPipeline):
         config = self.unet.config
         if noise is None:
             shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
-            noise = torch.randn(shape, generator=generator)
+            noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
         x = noise.to(self.device, self.unet.dtype)
         rows = getattr(config, "num_class_embeds", None)  # of a UNet2DModel, the null label among them if it has one
         classes = rows - self.config.null_label if rows else getattr(config, "num_classes", 0)
@@ -102,7 +103,11 @@ class FastSamplingPipeline(DiffusionPipeline):
             raise ValueError("guidance needs a null label, which this network does not have: leave guidance_scale at 1.0")
         if classes and class_labels is None:
             class_labels = torch.arange(len(x)) % classes
-        label = class_labels.to(self.device) if classes else None
+        label = torch.as_tensor(class_labels, dtype=torch.long, device=self.device) if classes else None
+        if label is not None and label.shape != (len(x),):
+            raise ValueError(
+                f"class_labels are {list(label.shape)} for {len(x)} images: give one for each, or batch_size as many"
+            )
         if generator is not None and "generator" in inspect.signature(self.scheduler.step).parameters:
             step_options["generator"] = generator
         self.scheduler.set_timesteps(num_inference_steps)

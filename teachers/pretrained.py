@@ -36,7 +36,7 @@ class Origin(Strict):
     """fast_sampling.json beside model_index.json: what diffusers' files do not say. Exports write it, anyone may.
 
     null_label: whether the last class of a UNet2DModel is the null label; spec: of a network that diffusers does not have;
-    the rest as in a Run. time: how timesteps and our t go together, for people.
+    the rest as in a Run. steps: the one number of steps it was made for, if there is one; time: how timesteps and our t go together, for people.
     """
 
     run: str | None = None
@@ -50,6 +50,7 @@ class Origin(Strict):
     train_evals: float | None = None
     train_seconds: float | None = None
     config_sha256: str | None = None
+    steps: int | None = None
     time: str | None = None
 
 

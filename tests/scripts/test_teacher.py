@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -23,12 +26,12 @@ from tests.scripts.test_bad_input import run_script
 from tests.tiny import tiny_config, train_tiny
 
 pytest.importorskip("diffusers")
-from tests.teachers.checkpoints import save_checkpoint
+from tests.teachers.checkpoints import save_checkpoint, with_scheduler
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """Digits' shape, predicting v, so that consistency distillation takes it too."""
+    """Digits' shape, predicting v."""
     scheduler = {"prediction_type": "v_prediction", "variance_type": "fixed_large"}
     return save_checkpoint(tmp_path_factory.mktemp("published") / "tiny-ddpm", scheduler_config=scheduler)
 
@@ -120,9 +123,12 @@ def test_a_run_keeps_its_own_data(run, tmp_path):
     assert code == 2 and "was trained on data digits, but the sweep's data is fashion_mnist" in errors
 
 
-@pytest.mark.parametrize("name", ["progressive", "consistency"])
-def test_students_copy_its_architecture_and_weights(checkpoint, tmp_path, name):
-    """Trained by the command line, loaded again from its own checkpoint, and exported where that can be said."""
+@pytest.mark.parametrize(("name", "prediction"), [("progressive", "v"), ("consistency", "v"), ("consistency", "eps")])
+def test_students_copy_its_architecture_and_weights(checkpoint, tmp_path, name, prediction):
+    """Trained by the command line, loaded again from its own checkpoint, and exported where that can be said. Of eps as most
+    published checkpoints predict it, the student begins with the weights, too, and learns to read them as v first."""
+    if prediction == "eps":
+        checkpoint = with_scheduler(checkpoint, tmp_path / "tiny-ddpm", "DDPMScheduler")
     method = {"teacher": str(checkpoint)} | (
         {"start_steps": 2} if name == "progressive" else {"steps_start": 2, "steps_end": 2}
     )
@@ -199,5 +205,66 @@ def test_verify_of_an_export_with_its_card(run, tmp_path):
         assert teacher("export", run, tmp_path / "out")[0] == 0
     finally:
         (run / "card.json").unlink()
-    code, out, _ = teacher("verify", tmp_path / "out")
-    assert code == 0 and "0.00 standard deviations" in out
+    code, out, errors = teacher("verify", tmp_path / "out")
+    assert code == 0 and "0.00 standard deviations" in out and "other weights" not in errors
+
+
+def test_verify_of_rows_without_a_card(checkpoint, run, tmp_path):
+    """A published checkpoint, whose folder nobody writes to, and a folder of images as its data."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(80):
+        pixels = torch.randint(0, 256, (8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        Image.fromarray(pixels.numpy()).save(images / f"{i}.png")
+    data = ["--data", "folder", "--data-root", images, "--data-side", "8"]
+    rows = tmp_path / "rows.jsonl"
+    options = ["--steps", "1", "--n", 30, "--extractor", "digits-cnn", "--out", rows, *data, f"cache={tmp_path / 'cache'}"]
+    code, errors = run_script("evaluate", "--run", checkpoint, *options)
+    assert code == 0, errors
+    code, out, errors = teacher("verify", checkpoint, "--card", rows, *data)
+    assert code == 0 and "0.00 standard deviations" in out and "other weights" not in errors, errors
+    for card, words in ((tmp_path / "no.jsonl", "no.jsonl does not exist"), (rows, "has no row of the run 'teacher'")):
+        code, _, errors = teacher("verify", run, "--card", card)
+        assert code == 2 and words in errors
+
+
+SNIPPET = """
+import sys, torch
+source = open(sys.argv[1] + "/README.md").read().split("```python")[1].split("```")[0]
+scope = {"FOLDER": sys.argv[1]}
+source = source.replace("batch_size=16", 'batch_size=3, generator=torch.Generator().manual_seed(5), output_type="np"')
+exec(source, scope | {"torch": torch}, scope)
+torch.save(torch.from_numpy(scope["images"]), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_the_readme_of_an_export_samples_as_we_do(run, tmp_path, steps):
+    """Its lines, run as they stand in a process of their own: a teacher in 50 steps, and a student in the 2 that it was made for."""
+    if steps:
+        method = {"teacher": str(run), "start_steps": 4}
+        train_tiny(tmp_path / "student", "progressive", method=method, images=1280, lr=3e-3)
+        code, _, errors = teacher("export", tmp_path / "student", tmp_path / "none", "--steps", "3")
+        assert code == 2 and "keeps no network for 3 steps: there are 1, 2, 4" in errors
+        assert teacher("export", tmp_path / "student", tmp_path / "out", "--steps", steps)[0] == 0
+        ours = load_run(tmp_path / "student", steps=steps)
+        assert ours.weights_sha256 != load_run(tmp_path / "student").weights_sha256
+        assert json.loads((tmp_path / "out" / "fast_sampling.json").read_text())["steps"] == 2
+        assert "Made to be sampled in 2 steps of DDIM" in (tmp_path / "out" / "README.md").read_text()
+    else:
+        code, _, errors = teacher("export", run, tmp_path / "none", "--steps", "2")
+        assert code == 2 and "it is one network for all: leave --steps out" in errors
+        assert teacher("export", run, tmp_path / "out")[0] == 0
+        ours = load_run(run)
+    (tmp_path / "snippet.py").write_text(SNIPPET)
+    torch.save(None, tmp_path / "images.pt")
+    command = [sys.executable, tmp_path / "snippet.py", tmp_path / "out", tmp_path / "images.pt"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ | {"HF_HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    noise = torch.randn((3, 1, 8, 8), generator=torch.Generator().manual_seed(5))
+    denoiser = denoiser_for(ours.model, torch.arange(3) % 10, 10)
+    x = SAMPLERS["ddim"].run(
+        denoiser, noise, make_grid("trailing", ours.model.path, steps or 50, 1000), Noise(0, torch.arange(3))
+    )
+    expected = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(torch.load(tmp_path / "images.pt"), expected, rtol=0, atol=1e-4)

@@ -204,11 +204,33 @@ def test_only_what_was_promised_of_these_weights_is_passed_on(tmp_path):
     rows = [{"steps": 1, "weights_sha256": run.weights_sha256}, {"steps": 4, "weights_sha256": "of another number of steps"}]
     (run.folder / "card.json").write_text(json.dumps({"rows": rows}))
     export(run, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "card.json").read_text())["rows"] == rows[:1]
+    (row,) = json.loads((tmp_path / "out" / "card.json").read_text())["rows"]
+    assert row == {
+        "steps": 1,
+        "weights_sha256": load_pretrained(tmp_path / "out").weights_sha256,
+    }  # of the file they are in now
     (run.folder / "card.json").write_text(json.dumps({"rows": rows[1:]}))
     export(replace(run, data=DataConfig(name="digits", root="/home/a")), tmp_path / "other")
     assert not (tmp_path / "other" / "card.json").exists()
     assert load_pretrained(tmp_path / "other").data == DataConfig(name="digits")  # not where the author has it
+
+
+def test_labels_and_generators_of_the_pipeline(exported):
+    _, folder, _ = exported["patches, classes, v on cosine"]
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    few = {"num_inference_steps": 2, "output_type": "raw"}
+
+    def generators():
+        return [torch.Generator().manual_seed(i) for i in (4, 5)]
+
+    listed = pipe(2, class_labels=[3, 1], generator=generators(), **few).images
+    tensors = pipe(2, class_labels=torch.tensor([3, 1]), generator=generators(), **few).images
+    assert torch.equal(listed, tensors)
+    alone = pipe(1, class_labels=[3], generator=torch.Generator().manual_seed(4), **few).images  # each image has its own
+    torch.testing.assert_close(alone, listed[:1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"class_labels are \[2\] for 4 images"):
+        pipe(4, class_labels=[3, 1], **few)
 
 
 def test_refusals(tmp_path):
