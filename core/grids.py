@@ -100,7 +100,8 @@ def diffusers_times(
         raise UserError(f"steps = {steps}, but this model was trained on {T} discrete times")
     down = torch.arange(steps, 0, -1, dtype=torch.float64)  # N, ..., 1
     if spacing == "trailing":
-        k = (T - torch.arange(steps, dtype=torch.float64) * (T / steps)).round() - 1
+        interval = T - (T - T / steps)  # as numpy's arange rounds it, which decides ties: at 48 steps of 1000, for example
+        k = (T - torch.arange(steps, dtype=torch.float64) * interval).round() - 1
     elif spacing == "leading":
         k = down * (T // (steps + 1)) + offset if multistep else (down - 1) * (T // steps) + offset
     else:

@@ -51,6 +51,19 @@ def test_discrete_times_stay_near_the_wanted_ones():
     assert checked > 100
 
 
+@pytest.mark.parametrize("T", [1000, 400])
+def test_trailing_at_every_step_count(T):
+    """Ties between two timesteps fall as numpy's arange rounds them; where it makes a timestep too many, no scheduler is to be met."""
+    scheduler, met = DDIMScheduler(num_train_timesteps=T, timestep_spacing="trailing"), 0
+    for steps in range(1, T // 2):
+        scheduler.set_timesteps(steps)
+        if len(scheduler.timesteps) == steps:
+            times = make_grid("trailing", None, steps, T)
+            assert ((times[:-1] * T).round().long() - 1).tolist() == scheduler.timesteps.tolist(), steps
+            met += 1
+    assert met > 0.8 * (T // 2)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5, 10, 50, 100, 1000])
 def test_time_grid_is_the_trailing_spacing_of_diffusers(steps):
     """Timestep k is t = (k + 1) / 1000."""
