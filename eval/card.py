@@ -17,7 +17,7 @@ from pathlib import Path
 
 from core.config import parse
 from core.errors import UserError
-from eval.rows import is_floor, read_rows
+from eval.rows import by_protocol, is_floor, read_rows
 from eval.sweep import run_sweep
 from eval.sweep_config import SweepConfig
 
@@ -76,7 +76,8 @@ def _bootstrap(row: dict) -> int:
 
 
 def read_rows_as_card(file: Path, run: str) -> Card:
-    """A card that lies anywhere, or the rows of a curves file (.jsonl) that were measured on the run of that name.
+    """A card that lies anywhere, or the rows of a curves file (.jsonl) that were measured on the run of that name: where a
+    point was measured again, the last.
 
     Raises:
         UserError: no such file, no such row, or not a card.
@@ -89,7 +90,7 @@ def read_rows_as_card(file: Path, run: str) -> Card:
     mine = [row for row in rows if row["run"] == run]
     if not mine:
         raise UserError(f"{file} has no row of the run '{run}'; it has {', '.join(sorted({row['run'] for row in rows}))}")
-    return _checked(file, {"rows": mine})
+    return _checked(file, {"rows": [row for group in by_protocol(mine) for row in group]})
 
 
 def read_card(folder: Path) -> Card | None:
@@ -132,9 +133,10 @@ def sweep_of(card: Card, row: dict, run: str, data: dict | None, out: Path, devi
         UserError: a setting that the harness does not know, named with the card.
     """
     reference = str(row.get("reference") or "train").split()[-1]
+    both = (Path(run) / "config.yaml").is_file()  # a published folder has one set of weights, be it somebody's raw ones
     entry = {
         "run": run,
-        "weights": "raw" if row.get("ema") == "raw" else "ema",
+        "weights": "raw" if both and row.get("ema") == "raw" else "ema",
         "samplers": [row["sampler"]],
         "steps": [row["steps"]],
         "guidance_scales": [1.0 if row.get("guidance_scale") is None else float(row["guidance_scale"])],

@@ -6,9 +6,9 @@
     python -m scripts.teacher export runs/digits/teacher exported/digits-teacher
     python -m scripts.teacher export runs/digits/progressive exported/digits-in-2-steps --steps 2
 
-verify measures what card.json beside the model promises, or --card, a file like it or rows of scripts.evaluate (the cheapest row, or
-all), and exits with code 1 if it is worse by more than 4 standard deviations. export writes diffusers' format: UNet2DModel where that
-is exact, else with a module of its own, and a README.md that says how to sample it.
+verify measures what card.json beside the model promises, or --card, a file like it or rows of scripts.evaluate (the cheapest
+row, or all), and exits with code 1 if it is worse by more than 4 standard deviations. export writes diffusers' format: UNet2DModel
+where that is exact, else with a module of its own, and a README.md that says how to sample it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def check(a: argparse.Namespace) -> None:
     card = read_rows_as_card(a.card, run.name) if a.card else read_card(published_folder(run) or run.folder)
     if card is None:
         raise UserError(
-            f"{a.run} has no card.json, so there is nothing it promises: give --card rows.jsonl of scripts.evaluate"
+            f"{a.run} has no card.json, so there is nothing it promises: give --card FILE, a card or rows that python -m "
+            f"scripts.evaluate --run {a.run} --steps 50 --n 300 --sets 3 --extractor NAME --out rows.jsonl has measured"
         )
     data = {"name": a.data, "root": a.data_root, "side": a.data_side} if a.data else None
     verdicts = []

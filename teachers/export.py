@@ -1,9 +1,8 @@
-"""A run as a folder in diffusers' format: ours as UNet2DModel where that is exact, else with a small module beside its weights."""
+"""A run as a folder in diffusers' format: UNet2DModel where that is exact, else with a small module beside its weights."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import shutil
 from pathlib import Path
@@ -11,75 +10,22 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from core.errors import UserError
-from core.networks import unet as ours
 from core.networks.diffusers import DiffusersConfig, diffusers_library
 from core.networks.unet import UNet, UNetConfig
 from core.runs import Run
-from teachers.export_readme import readme, steps_made_for
+from teachers.export_readme import readme, readme_as_published, steps_made_for
 from teachers.export_schedule import conversion_table, converts, scheduler_config, table_steps, time_convention
+from teachers.export_sources import MODULE, PIPELINE, module_source, pipeline_source
 from teachers.export_unet2d import unet2d_config, unet2d_state, why_not_unet2d
 from teachers.pretrained import ORIGIN, OURS, Origin, published_folder
-
-MODULE, PIPELINE = "modeling_fast_sampling", "pipeline"
-
-
-def _sources(*things) -> str:
-    return "\n\n".join(inspect.getsource(thing) for thing in things)
-
-
-def _module_source() -> str:
-    """unet/modeling_fast_sampling.py: our U-Net's own source, and the class that diffusers calls."""
-    from teachers import exported
-
-    parts = (
-        ours.sinusoidal_embedding,
-        ours.group_norm,
-        ours.zeroed,
-        ours.ResidualBlock,
-        ours.SelfAttention,
-        ours.Stage,
-        ours.UNet,
-    )
-    return "\n".join(
-        [
-            '"""The U-Net of the fast-sampling lab (MIT licence) for diffusers. Written by scripts.teacher export."""\n',
-            "from __future__ import annotations\n",
-            "import math\n",
-            "import torch",
-            "from diffusers import ConfigMixin, ModelMixin",
-            "from diffusers.configuration_utils import register_to_config",
-            "from diffusers.models.unets.unet_2d import UNet2DOutput",
-            "from torch import Tensor, nn",
-            "from torch.nn import functional as F\n\n",
-            "UserError = ValueError\n\n",
-            _sources(*parts, exported.FastSamplingUNet),
-        ]
-    )
-
-
-def _pipeline_source() -> str:
-    from teachers import exported
-
-    return "\n".join(
-        [
-            '"""Sampling for models of the fast-sampling lab (MIT licence). Written by scripts.teacher export."""\n',
-            "from __future__ import annotations\n",
-            "import inspect\n",
-            "import torch",
-            "from diffusers import DiffusionPipeline",
-            "from diffusers.pipelines.pipeline_utils import ImagePipelineOutput",
-            "from diffusers.utils.torch_utils import randn_tensor",
-            "from torch import Tensor\n\n",
-            _sources(exported.FastSamplingPipeline),
-        ]
-    )
 
 
 def export(run: Run, out: Path) -> str:
     """Writes `out` and says in words what was written.
 
     Raises:
-        UserError: `out` exists and is not empty, diffusers is not installed, or a model that cannot be exported.
+        UserError: `out` exists and is not empty, diffusers is not installed, a model that cannot be exported, or weights of a
+            stage that is not finished (see steps_made_for).
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -111,7 +57,7 @@ def export(run: Run, out: Path) -> str:
             words = _diffusers_network(diffusers, run, partial)
         else:
             words = _our_unet(diffusers, run, partial)
-        _card(run, source or run.folder, partial)
+        words += _card(run, source or run.folder, partial)
     except BaseException:
         shutil.rmtree(partial)
         raise
@@ -132,28 +78,39 @@ def _index(partial: Path, pipeline: str | list[str], scheduler, network: list[st
 
 
 def _scheduler(diffusers, run: Run):
-    """DDPM for what was trained at all times, DDIM for what was made for one number of steps of it."""
+    """DDPM for denoisers; DDIM for what was made for one number of steps of it, for flows, and for consistency functions, which
+    DDPM's noise would lead astray."""
     config = scheduler_config(run.spec, run.model)
-    if steps_made_for(run) is None:
+    if steps_made_for(run) is None and not converts(run.spec):
         return diffusers.DDPMScheduler(**config)
     return diffusers.DDIMScheduler(**{key: value for key, value in config.items() if key != "variance_type"})
 
 
-def _card(run: Run, folder: Path, partial: Path) -> None:
-    """The rows of the card in `folder` that were measured on the weights that are exported, with the hash that these have in their
-    new file; no card where there are none."""
+def _card(run: Run, folder: Path, partial: Path) -> str:
+    """Passes on the rows of the card in `folder` that were measured on the weights that are exported, with the hash that these
+    have in their new file (no card where there are no such rows), and says in words what it left out."""
     if not (folder / "card.json").is_file():
-        return
+        return ""
     card = json.loads((folder / "card.json").read_text())
     (file,) = partial.glob("*/diffusion_pytorch_model.safetensors")
-    exported = hashlib.sha256(file.read_bytes()).hexdigest()
-    same = [row for row in card["rows"] if row.get("weights_sha256", run.weights_sha256) == run.weights_sha256]
-    card["rows"] = [row | {"weights_sha256": exported} for row in same]
-    if card["rows"]:
+    exported = {"weights_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    same = [row for row in card["rows"] if _of_these_weights(row, run)]
+    dropped = len(card["rows"]) - len(same)
+    card["rows"] = [row | exported if row.get("weights_sha256") else row for row in same]
+    if same:
         (partial / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    return f"; rows of card.json left out, measured on other weights: {dropped} of {dropped + len(same)}" if dropped else ""
+
+
+def _of_these_weights(row: dict, run: Run) -> bool:
+    """By the hash; a row without one (written by hand) by the average and the number of steps that it names."""
+    if row.get("weights_sha256"):
+        return row["weights_sha256"] == run.weights_sha256
+    return row.get("ema", run.ema) == run.ema and steps_made_for(run) in (None, row["steps"])
 
 
 def _origin(run: Run, partial: Path, **more) -> None:
+    steps, time = steps_made_for(run), time_convention(table_steps(run.spec))
     values = Origin(
         run=run.name,
         method=run.method,
@@ -164,8 +121,8 @@ def _origin(run: Run, partial: Path, **more) -> None:
         train_evals=run.train_evals,
         train_seconds=run.train_seconds,
         config_sha256=run.config_sha256,
-        steps=steps_made_for(run),
-        time=time_convention(table_steps(run.spec)),
+        steps=steps,
+        time=time if steps is None else f"{time}; made for {steps} steps of DDIM, timestep_spacing trailing",
         **more,
     )
     (partial / ORIGIN).write_text(values.model_dump_json(indent=1, exclude_none=True) + "\n")
@@ -184,10 +141,14 @@ def _straight(run: Run, source: Path, partial: Path) -> str:
     shutil.copyfile(checkpoint.scheduler_file, partial / "scheduler" / "scheduler_config.json")
     if checkpoint.class_name == OURS:
         shutil.copytree(checkpoint.component, partial / name)
-        (partial / name / f"{MODULE}.py").write_text(_module_source())  # code is not fetched from the hub
-        (partial / f"{PIPELINE}.py").write_text(_pipeline_source())
+        (partial / name / f"{MODULE}.py").write_text(module_source())  # code is not fetched from the hub
+        (partial / f"{PIPELINE}.py").write_text(pipeline_source())
     else:
         run.model.network.inner.save_pretrained(partial / name)
+    if not (partial / "README.md").exists():
+        ours = checkpoint.class_name == OURS
+        words = readme(run, True, f"A {OURS}", checkpoint.origin.steps) if ours else readme_as_published(run, checkpoint)
+        (partial / "README.md").write_text(words)
     return f"{checkpoint.class_name} as it came"
 
 
@@ -198,8 +159,8 @@ def _diffusers_network(diffusers, run: Run, partial: Path) -> str:
     pipeline = _pipeline(scheduler, network.labels)
     _index(partial, pipeline, scheduler, ["diffusers", network.class_name], network.null_label)
     if network.labels:
-        (partial / f"{PIPELINE}.py").write_text(_pipeline_source())
-    what = f"A {network.class_name}, distilled from {run.teacher}"
+        (partial / f"{PIPELINE}.py").write_text(pipeline_source())
+    what = f"A {network.class_name}" + (f", distilled from {run.teacher}" if run.teacher else "")
     (partial / "README.md").write_text(readme(run, bool(network.labels), what, steps_made_for(run)))
     _origin(run, partial, null_label=network.null_label)
     return network.class_name
@@ -237,11 +198,11 @@ def _our_unet(diffusers, run: Run, partial: Path) -> str:
         if needs_conversion:
             state["scales"] = conversion_table(run.model, table_steps(spec)).float()
         save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-        (folder / f"{MODULE}.py").write_text(_module_source())
+        (folder / f"{MODULE}.py").write_text(module_source())
         _index(partial, pipeline, scheduler, [MODULE, OURS])
         _origin(run, partial, spec=spec)
     if isinstance(pipeline, list):
-        (partial / f"{PIPELINE}.py").write_text(_pipeline_source())
+        (partial / f"{PIPELINE}.py").write_text(pipeline_source())
     what = "A UNet2DModel" if reason is None else f"A network of its own, in `unet/{MODULE}.py`, since {reason}"
     (partial / "README.md").write_text(readme(run, isinstance(pipeline, list), what, steps_made_for(run)))
     return "UNet2DModel, exactly" if reason is None else f"{OURS} with its own module ({reason})"

@@ -38,6 +38,8 @@ def scheduler_config(spec: ModelSpec, model: Model) -> dict:
         return config | {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
     if path == "vp-cosine":
         return config | {"beta_schedule": "squaredcos_cap_v2"}
+    if isinstance(path, BetaTable) and path.schedule in ("sigmoid", "laplace"):  # which DDIMScheduler does not know by name
+        return config | {"trained_betas": path.effective_betas().tolist()}
     if isinstance(path, BetaTable) and path.schedule != "given":
         ends = {"beta_start": path.first, "beta_end": path.last, "rescale_betas_zero_snr": path.zero_terminal_snr}
         return config | {"beta_schedule": path.schedule, **ends}

@@ -89,12 +89,19 @@ class FastSamplingPipeline(DiffusionPipeline):
         return_dict: bool = True,
         **step_options,
     ):
-        """Images; class_labels [B] default to classes in turn, guidance_scale 1 is off, noise [B, C, H, W] replaces the
-        generator's; output_type pil, np, pt (in 0..1) or raw (the tensor itself); step_options, such as eta,
-        go to the scheduler."""
+        """Images; class_labels [B] (a tensor or a list) default to classes in turn, guidance_scale 1 is off, noise [B, C, H, W]
+        replaces the generator's (a list has one for each image); output_type pil, np, pt (in 0..1) or raw (the tensor itself);
+        step_options, such as eta, go to the scheduler. The generator may be of the CPU wherever the model is.
+
+        Raises:
+            ValueError: labels or generators that are not one for each image, labels or guidance that the network does not know.
+        """
         config = self.unet.config
+        count = batch_size if noise is None else len(noise)
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"{len(generator)} generators for {count} images: give one for each, or a single one for all")
         if noise is None:
-            shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
+            shape = (count, config.in_channels, config.sample_size, config.sample_size)
             noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
         x = noise.to(self.device, self.unet.dtype)
         rows = getattr(config, "num_class_embeds", None)  # of a UNet2DModel, the null label among them if it has one
@@ -103,6 +110,8 @@ class FastSamplingPipeline(DiffusionPipeline):
             raise ValueError("guidance needs a null label, which this network does not have: leave guidance_scale at 1.0")
         if classes and class_labels is None:
             class_labels = torch.arange(len(x)) % classes
+        if class_labels is not None and not classes:
+            raise ValueError("this network knows no classes: leave class_labels out")
         label = torch.as_tensor(class_labels, dtype=torch.long, device=self.device) if classes else None
         if label is not None and label.shape != (len(x),):
             raise ValueError(

@@ -43,6 +43,14 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def student(run, tmp_path_factory) -> Path:
+    """A progressive run, which keeps a network for 4, for 2 and for 1 step."""
+    folder = tmp_path_factory.mktemp("students") / "student"
+    train_tiny(folder, "progressive", method={"teacher": str(run), "start_steps": 4}, images=1280, lr=3e-3)
+    return folder
+
+
 def teacher(*arguments) -> tuple[int, str, str]:
     out = StringIO()
     with redirect_stdout(out):
@@ -223,6 +231,8 @@ def test_verify_of_rows_without_a_card(checkpoint, run, tmp_path):
     assert code == 0, errors
     code, out, errors = teacher("verify", checkpoint, "--card", rows, *data)
     assert code == 0 and "0.00 standard deviations" in out and "other weights" not in errors, errors
+    code, _, errors = teacher("verify", checkpoint)
+    assert code == 2 and f"scripts.evaluate --run {checkpoint} --steps" in errors and "give --card FILE" in errors
     for card, words in ((tmp_path / "no.jsonl", "no.jsonl does not exist"), (rows, "has no row of the run 'teacher'")):
         code, _, errors = teacher("verify", run, "--card", card)
         assert code == 2 and words in errors
@@ -239,16 +249,14 @@ torch.save(torch.from_numpy(scope["images"]), sys.argv[2])
 
 
 @pytest.mark.parametrize("steps", [None, 2])
-def test_the_readme_of_an_export_samples_as_we_do(run, tmp_path, steps):
-    """Its lines, run as they stand in a process of their own: a teacher in 50 steps, and a student in the 2 that it was made for."""
+def test_the_readme_of_an_export_samples_as_we_do(run, student, tmp_path, steps):
+    """Its lines, run in a process of their own: a teacher in 50 steps, and a student in the 2 that it was made for."""
     if steps:
-        method = {"teacher": str(run), "start_steps": 4}
-        train_tiny(tmp_path / "student", "progressive", method=method, images=1280, lr=3e-3)
-        code, _, errors = teacher("export", tmp_path / "student", tmp_path / "none", "--steps", "3")
+        code, _, errors = teacher("export", student, tmp_path / "none", "--steps", "3")
         assert code == 2 and "keeps no network for 3 steps: there are 1, 2, 4" in errors
-        assert teacher("export", tmp_path / "student", tmp_path / "out", "--steps", steps)[0] == 0
-        ours = load_run(tmp_path / "student", steps=steps)
-        assert ours.weights_sha256 != load_run(tmp_path / "student").weights_sha256
+        assert teacher("export", student, tmp_path / "out", "--steps", steps)[0] == 0
+        ours = load_run(student, steps=steps)
+        assert ours.weights_sha256 != load_run(student).weights_sha256
         assert json.loads((tmp_path / "out" / "fast_sampling.json").read_text())["steps"] == 2
         assert "Made to be sampled in 2 steps of DDIM" in (tmp_path / "out" / "README.md").read_text()
     else:
@@ -268,3 +276,29 @@ def test_the_readme_of_an_export_samples_as_we_do(run, tmp_path, steps):
     )
     expected = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(torch.load(tmp_path / "images.pt"), expected, rtol=0, atol=1e-4)
+
+
+def test_verify_of_a_student_compares_weights_row_by_row(student, tmp_path):
+    """Each row was measured on its own network, one on raw weights; a row of other weights is named, and only that."""
+    rows = [measured_row(student, tmp_path / f"{steps}.jsonl", "--steps", steps) for steps in (4, 1)]
+    rows.append(measured_row(student, tmp_path / "raw.jsonl", "--steps", 2, "--weights", "raw"))
+    assert len({row["weights_sha256"] for row in rows}) == 3
+    try:
+        (student / "card.json").write_text(json.dumps({"rows": rows}))
+        code, out, errors = teacher("verify", student, "--all")
+        assert code == 0 and out.count("0.00 standard deviations") == 3 and "other weights" not in errors
+        (student / "card.json").write_text(json.dumps({"rows": [rows[0] | {"weights_sha256": "0" * 64}, *rows[1:]]}))
+        code, _, errors = teacher("verify", student, "--all")
+        assert code == 0 and errors.count("describes other weights (000000000000...)") == 1
+        (student / "card.json").write_text(json.dumps({"rows": rows}))
+        code, out, errors = teacher("export", student, tmp_path / "out", "--weights", "raw", "--steps", "2")
+        assert code == 0 and "rows of card.json left out, measured on other weights: 2 of 3" in out
+    finally:
+        (student / "card.json").unlink()
+    code, out, errors = teacher("verify", tmp_path / "out")  # of raw weights, which are the only ones there
+    assert code == 0 and "ddim x2" in out and "0.00 standard deviations" in out and "other weights" not in errors
+    written = tmp_path / "all.jsonl"
+    older = rows[1] | {"weights_sha256": "0" * 64, "fid": 0.0}  # the same point before more training
+    written.write_text("".join(json.dumps(row) + "\n" for row in (older, rows[1])))
+    code, out, errors = teacher("verify", student, "--all", "--card", written)
+    assert code == 0 and out.count("\n") == 1 and "other weights" not in errors

@@ -203,7 +203,7 @@ def test_only_what_was_promised_of_these_weights_is_passed_on(tmp_path):
     run = run_of(tmp_path / "run", SMALL, "vp-cosine", "v", 0, None)
     rows = [{"steps": 1, "weights_sha256": run.weights_sha256}, {"steps": 4, "weights_sha256": "of another number of steps"}]
     (run.folder / "card.json").write_text(json.dumps({"rows": rows}))
-    export(run, tmp_path / "out")
+    assert export(run, tmp_path / "out").endswith("left out, measured on other weights: 1 of 2")
     (row,) = json.loads((tmp_path / "out" / "card.json").read_text())["rows"]
     assert row == {
         "steps": 1,
@@ -231,6 +231,28 @@ def test_labels_and_generators_of_the_pipeline(exported):
     torch.testing.assert_close(alone, listed[:1], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"class_labels are \[2\] for 4 images"):
         pipe(4, class_labels=[3, 1], **few)
+    for count, noise in ((4, None), (1, torch.zeros(3, 1, 8, 8))):
+        with pytest.raises(ValueError, match=f"2 generators for {3 if count == 1 else 4} images: give one for each"):
+            pipe(count, generator=generators(), noise=noise, **few)
+    _, folder, _ = exported["eps on linear"]
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    with pytest.raises(ValueError, match="knows no classes: leave class_labels out"):
+        pipe(2, class_labels=[3, 1], **few)
+
+
+def test_weights_in_the_middle_of_a_stage_are_no_student(tmp_path):
+    run = run_of(tmp_path / "run", SMALL, "vp-cosine", "v", 0, None)
+    for steps in (4, 16):
+        kept = run.folder / "for-steps" / f"{steps:04d}"
+        kept.mkdir(parents=True)
+        (kept / "ema.safetensors").write_bytes(b"another network")
+    with pytest.raises(UserError, match="in the middle of a stage: give --steps, there are 4, 16"):
+        export(run, tmp_path / "out")
+    (kept / "ema.safetensors").write_bytes(run.weights_file.read_bytes())
+    export(run, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "fast_sampling.json").read_text())["steps"] == 16
+    words = (tmp_path / "out" / "README.md").read_text()
+    assert "16 does not divide 1000" in words and "num_inference_steps=16" in words
 
 
 def test_refusals(tmp_path):
