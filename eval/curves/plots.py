@@ -192,7 +192,7 @@ def _axes(axes, group: list[dict], against: str) -> None:
     first = measured[0]
     if against == "nfe":
         axes.xaxis.set_major_locator(FixedLocator([t for t in TICKS if t <= max(2, max(costs) * 1.05)]))
-        axes.set_xlim(0.8, max(2.0, *costs) * 1.35)
+        axes.set_xlim(min(0.8, max(costs) ** -0.045), max(2.0, *costs) * 1.35)  # room for names beside the points at 1
         axes.set_xlabel("network evaluations an image (counted)")
     else:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(costs) < 200 * min(costs) else (1,)))
