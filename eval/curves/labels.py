@@ -40,9 +40,9 @@ def place_labels(axes, series: list[tuple[np.ndarray, np.ndarray, str, str]]) ->
                 box = _box(text.get_window_extent(renderer))
                 own = 3.0 * _inside(curves[i], box)
                 others = 3.0 * sum(_inside(curve, box) for j, curve in enumerate(curves) if j != i)
-                marked = 10.0 * _inside(marks, box)  # a point that is covered is a measurement lost
-                names = 60.0 * sum(_overlap(box, other) for other in taken)
-                outside = 60.0 * (box[0] < frame.x0 or box[2] > figure.bbox.x1 or box[1] < frame.y0 or box[3] > frame.y1)
+                marked = 150.0 * _inside(marks, box)  # a point that is covered is a measurement lost
+                names = 300.0 * sum(_overlap(box, other) for other in taken)
+                outside = 200.0 * (box[0] < frame.x0 or box[2] > figure.bbox.x1 or box[1] < frame.y0 or box[3] > frame.y1)
                 cost = own + others + marked + names + outside + 0.25 * rank + 1.0 * back
                 centre = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
                 if (dx, dy) in FAR:  # its line should cross neither names nor other names' lines
