@@ -36,7 +36,8 @@ class Origin(Strict):
     """fast_sampling.json beside model_index.json: what diffusers' files do not say. Exports write it, anyone may.
 
     null_label: whether the last class of a UNet2DModel is the null label; spec: of a network that diffusers does not have;
-    the rest as in a Run. steps: the one number of steps it was made for, if there is one; time: how timesteps and our t go together, for people.
+    steps: the one number of steps it was made for, if there is one; the rest as in a Run. time: how timesteps and our t go
+    together, for people.
     """
 
     run: str | None = None
