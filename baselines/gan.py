@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.one_step import one_step_spec
-from core.data import Batch
-from core.method import Context, ImageSource, Loss, Method, MethodConfig, Progress, new_model
+from core.data import Batch, ImageSource
 from core.networks.convolutional import ConvolutionalConfig, Encoder
 from core.processes import average_gradients
+from core.training.method import Context, Loss, Method, MethodConfig, Progress, new_model
 
 
 class GANConfig(MethodConfig):

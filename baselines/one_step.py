@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from core.data import ImageData
 from core.errors import UserError
-from core.method import Context, images_and_spec
 from core.model_spec import ModelSpec
+from core.training.method import Context, images_and_spec
 
 
 def one_step_spec(context: Context, network: str) -> tuple[ImageData, ModelSpec]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from baselines.one_step import one_step_spec
-from core.data import Batch
+from core.data import Batch, ImageSource
 from core.errors import UserError
-from core.method import Context, ImageSource, Loss, Method, MethodConfig, Progress, Spent, Stage, new_model
+from core.training.method import Context, Loss, Method, MethodConfig, Progress, Spent, Stage, new_model
 
 
 class PPCAConfig(MethodConfig):

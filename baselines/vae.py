@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from baselines.one_step import one_step_spec
-from core.data import Batch
-from core.method import Context, ImageSource, Loss, Method, MethodConfig, Progress, new_model
+from core.data import Batch, ImageSource
+from core.training.method import Context, Loss, Method, MethodConfig, Progress, new_model
 
 
 class VAEConfig(MethodConfig):

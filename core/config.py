@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 
 from core.errors import UserError, nearest
+from core.files import read_text
 
 
 class Strict(BaseModel):
@@ -68,11 +69,16 @@ def read_config(path: str | Path, overrides: list[str] = (), above: tuple[Path, 
         raise UserError(f"config {path}: its base files lead back to itself")
     if not path.is_file():
         raise UserError(f"config {path} does not exist{nearest(path.name, [p.name for p in path.parent.glob('*.yaml')])}")
-    values = _load(path.read_text(), str(path)) or {}
+    values = _load(read_text(path), str(path)) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values, not a {type(values).__name__}")
     if base := values.pop("base", None):
         values = _merge(read_config(path.parent / base, above=(*above, path.resolve())), values)
+    return apply_overrides(values, overrides)
+
+
+def apply_overrides(values: dict, overrides: list[str]) -> dict:
+    """`values` with `section.key=value` overrides; each value is read as YAML, 1e-4 is a number."""
     overridden: dict = {}
     for override in overrides:
         key, equals, text = override.partition("=")

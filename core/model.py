@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from core.paths import Path, expand
-from core.predictions import Denoised, Prediction, from_denoised, to_denoised
+from core.diffusion.paths import Path, expand
+from core.diffusion.predictions import Denoised, Prediction, from_denoised, to_denoised
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from core.config import Strict, parse
+from core.diffusion.paths import PATHS, make_path
+from core.diffusion.predictions import Prediction
+from core.diffusion.tables import BetaTable
 from core.errors import UserError
 from core.model import Boundary, Model
 from core.networks import NetworkConfig
 from core.networks.unet import UNetConfig
-from core.paths import PATHS, make_path
-from core.predictions import Prediction
-from core.table_path import BetaTable
 
 
 def _kind_of_path(value: Any) -> str:
@@ -31,7 +31,7 @@ PathConfig = Annotated[
 
 
 class ModelConfig(Strict):
-    """path: one of core.paths.PATHS, or a table of betas (core.table_path.BetaTable); discrete_steps: train at the times
+    """path: one of core.diffusion.paths.PATHS, or a table of betas (core.diffusion.tables.BetaTable); discrete_steps: train at the times
     k / discrete_steps only (null = continuous time)."""
 
     network: NetworkConfig = UNetConfig()

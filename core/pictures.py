@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from core.files import whole_file
+
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> Tensor:
     """uint8 [N, C, H, W] -> one uint8 image [C, rows (H + gap) - gap, columns (W + gap) - gap], white between."""
@@ -20,14 +22,12 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> Tensor:
 
 
 def save_png(image: Tensor, path: Path, scale: int = 1) -> None:
-    """uint8 [C, H, W] (grey or RGB) as PNG, each pixel `scale` pixels wide; written beside and renamed."""
+    """uint8 [C, H, W] (grey or RGB) as PNG, each pixel `scale` pixels wide."""
     from PIL import Image
 
     pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
     picture = Image.fromarray(pixels)
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        picture.save(partial, format="PNG")

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import yaml
 from torch import Tensor
 
-from core.checkpoints import latest_checkpoint
+from core.data import DataConfig
 from core.data.dataset import to_uint8
-from core.denoisers import THRESHOLDS, denoiser_for
+from core.diffusion.grids import make_grid
 from core.errors import UserError, nearest
-from core.grids import make_grid
-from core.method import DataConfig
+from core.files import read_text, sha256_of
 from core.model import Model
 from core.model_spec import ModelSpec, build_model, load_weights, read_spec
 from core.noise import Noise
-from core.samplers import Callback, make_sampler
+from core.sampling.denoisers import THRESHOLDS, denoiser_for
+from core.sampling.solvers import Callback, make_sampler
+from core.training.checkpoints import latest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -64,47 +65,61 @@ class Run:
 
     @cached_property
     def weights_sha256(self) -> str:
-        import hashlib
-
-        return hashlib.sha256(self.weights_file.read_bytes()).hexdigest()
+        return sha256_of(self.weights_file)
 
 
-class RunLoader(NamedTuple):
-    """Another format of models. recognise: whether the path (or name) that load_run was given is one; load: (path, weights,
+class Format(NamedTuple):
+    """Another format of models. recognise: whether a path or name is one; load: (path, weights,
     device) -> Run, raising UserError for one that does not fit."""
 
     recognise: Callable[[Path], bool]
     load: Callable[[Path, str, torch.device | str], Run]
 
 
-LOADERS: list[RunLoader] = []  # command lines register theirs (scripts/methods.py); core knows none
+class NotARun(UserError):
+    """There is nothing at that place that could be loaded."""
 
 
-def load_run(folder: str | Path, weights: str = "ema", device: torch.device | str = "cpu", steps: int | None = None) -> Run:
-    """The newest checkpoint of a run folder, or whatever else one of LOADERS recognises.
+class Load(Protocol):
+    """How a trained model is found by its folder or name: `lab.load` for everyone but tests. It is
+    handed down, so that the rooms below know every format without importing any."""
+
+    def __call__(
+        self, folder: str | Path, weights: str = "ema", device: torch.device | str = "cpu", steps: int | None = None
+    ) -> Run: ...
+
+
+def load_run(
+    folder: str | Path,
+    weights: str = "ema",
+    device: torch.device | str = "cpu",
+    steps: int | None = None,
+    formats: Iterable[Format] = (),
+) -> Run:
+    """The newest checkpoint of a run folder, or whatever else one of `formats` recognises.
 
     Args:
         weights: "ema" or "raw".
-        steps: how many steps it will be sampled in, for runs that keep a model for each number of steps.
+        steps: how many steps it will be sampled in, for runs that keep a model per number of steps.
 
     Raises:
-        UserError: no run there, no checkpoint yet, or a damaged one.
+        NotARun: there is no model. UserError: it has no checkpoint yet, or it is damaged.
     """
     folder = Path(folder)
     if weights not in ("ema", "raw"):
         raise UserError(f"weights = '{weights}': ema or raw")
     if not (folder / "config.yaml").is_file():
-        for loader in LOADERS:
-            if loader.recognise(folder):
-                return loader.load(folder, weights, device)
+        for other in formats:
+            if other.recognise(folder):
+                return other.load(folder, weights, device)
         known = [p.parent.name for p in folder.parent.glob("*/config.yaml")] if folder.parent.is_dir() else []
         hint = nearest(folder.name, known) if known else ""
-        raise UserError(f"{folder} is not a run: it has no config.yaml{hint}; train it first (python -m scripts.train --help)")
+        raise NotARun(f"{folder} is not a run: it has no config.yaml{hint}; train it first (python -m scripts.train --help)")
     checkpoint = latest_checkpoint(folder, steps)
     if checkpoint is None:
         raise UserError(f"{folder} has no checkpoint yet: its training has not got that far, run it again")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    price = json.loads((checkpoint / "price.json").read_text())
+    config = yaml.safe_load(read_text(folder / "config.yaml"))
+    price = json.loads(read_text(checkpoint / "price.json"))
     file = checkpoint / f"{weights}.safetensors"
     spec = read_spec(file)
     model = build_model(spec)

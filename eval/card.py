@@ -17,9 +17,11 @@ from pathlib import Path
 
 from core.config import parse
 from core.errors import UserError
+from core.files import read_text
+from core.runs import Load
 from eval.rows import by_protocol, is_floor, read_rows
-from eval.sweep import run_sweep
-from eval.sweep_config import SweepConfig
+from eval.sweep.config import SweepConfig
+from eval.sweep.run import run_sweep
 
 NEEDED = ("sampler", "steps", "n", "seed", "extractor", "fid", "fid_std")
 WORST = 4.0  # standard deviations
@@ -105,7 +107,7 @@ def read_card(folder: Path) -> Card | None:
 
 def _read(file: Path) -> Card:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_text(file))
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({error}): mend it") from error
     return _checked(file, content)
@@ -161,7 +163,7 @@ def sweep_of(card: Card, row: dict, run: str, data: dict | None, out: Path, devi
 
 
 def verify(
-    run: str, card: Card, everything: bool = False, data: dict | None = None, device: str | None = None
+    run: str, card: Card, load: Load, everything: bool = False, data: dict | None = None, device: str | None = None
 ) -> Iterator[Verdict]:
     """Measures the cheapest row of the card again, or all of them, and yields each verdict as it is known.
 
@@ -170,7 +172,7 @@ def verify(
     """
     for row in card.rows if everything else card.rows[:1]:
         with tempfile.TemporaryDirectory() as folder:
-            (measured,) = run_sweep(sweep_of(card, row, run, data, Path(folder) / "curves.jsonl", device))
+            (measured,) = run_sweep(sweep_of(card, row, run, data, Path(folder) / "curves.jsonl", device), load)
         for key, what in (("extractor_sha256", "the extractor's weights"), ("reference_sha256", "the reference images")):
             if row.get(key) not in (None, measured[key]):
                 raise UserError(

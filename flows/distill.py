@@ -7,11 +7,10 @@ from pydantic import Field
 from torch import Tensor
 
 from core.data import Batch
-from core.distances import Distance, distance
-from core.method import Context, MethodConfig, Progress, Regression, RegressionMethod, Spent, noise_of
-from core.runs import load_run
-from core.time_samplers import on_grid
-from flows.pairs import PairSource
+from core.data.pairs import PairSource
+from core.diffusion.distances import Distance, distance
+from core.diffusion.times import on_grid
+from core.training.method import Context, MethodConfig, Progress, Regression, RegressionMethod, Spent, noise_of
 
 
 class FlowDistillationConfig(MethodConfig):
@@ -37,7 +36,7 @@ class FlowDistillation(RegressionMethod):
 
     def __init__(self, config: FlowDistillationConfig, context: Context):
         super().__init__(config, context)
-        run = load_run(config.init, "ema", context.device)
+        run = context.load(config.init, "ema", context.device)
         self.source = PairSource(config.pairs, context.seed)
         self.source.check_fits(run.spec)
         self.teacher_name = self.source.manifest.run_name

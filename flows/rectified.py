@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from core.data import Batch
+from core.data import Batch, ImageSource
+from core.data.pairs import PairSource
+from core.diffusion.predictions import from_denoised
+from core.diffusion.times import TimeConfig, make_time_sampler
 from core.errors import UserError
-from core.method import (
+from core.training.method import (
     Context,
-    ImageSource,
     MethodConfig,
     Progress,
     Regression,
@@ -17,14 +19,10 @@ from core.method import (
     new_model,
     noise_of,
 )
-from core.predictions import from_denoised
-from core.runs import load_run
-from core.time_samplers import TimeConfig, make_time_sampler
-from flows.pairs import PairSource
 
 
 class RectifiedFlowConfig(MethodConfig):
-    """time: how t is drawn (core.time_samplers); label_dropout: as for a teacher; pairs: a folder made by scripts.pairs,
+    """time: how t is drawn (core.diffusion.times); label_dropout: as for a teacher; pairs: a folder made by scripts.pairs,
     which makes this reflow (null: noise independent of the data); init: a run of the same network to start from."""
 
     time: TimeConfig = TimeConfig()
@@ -52,7 +50,7 @@ class RectifiedFlow(RegressionMethod):
         else:
             if context.model is not None:
                 raise UserError("method.init brings its own network: remove the section 'model' from the config")
-            run = load_run(config.init, "ema", context.device)
+            run = context.load(config.init, "ema", context.device)
             if run.spec.prediction != "u":
                 raise UserError(f"method.init={config.init} predicts {run.spec.prediction}: a flow predicts u, the velocity")
             self.spec, self.model = run.spec, run.model.train().requires_grad_(True)

@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import scripts.methods  # noqa: F401  its registries
-from core.config import parse, read_config
+from core.config import apply_overrides, parse, read_config
 from core.errors import UserError, command_line
 from core.processes import start_processes
 from eval.curves.table import text_tables
-from eval.sweep import run_sweep
-from eval.sweep_config import SweepConfig
+from eval.sweep.config import SweepConfig
+from eval.sweep.run import run_sweep
+from lab import load
 
 
 def numbers(text: str, kind: type, option: str) -> list:
@@ -90,22 +90,15 @@ def main() -> None:
         for override in a.config:
             if "=" not in override:
                 raise UserError(f"'{override}' beside --run: give either a config or --run, and overrides as key=value")
-        values = values | read_overrides(a.config)
+        values = apply_overrides(values, a.config)
     elif a.config:
         values, source = read_config(a.config[0], a.config[1:]), a.config[0]
     else:
         raise UserError("nothing to measure: give a sweep's YAML file, or --run FOLDER (see --help)")
     config = parse(SweepConfig, values, source)
-    rows = run_sweep(config)
+    rows = run_sweep(config, load)
     if start_processes().is_main_process:
         print(text_tables(rows))
-
-
-def read_overrides(overrides: list[str]) -> dict:
-    """ "n=5" -> {"n": 5}."""
-    import yaml
-
-    return {key: yaml.safe_load(text) for key, _, text in (item.partition("=") for item in overrides)}
 
 
 if __name__ == "__main__":

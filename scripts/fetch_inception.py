@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import os
 import socket
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError, command_line
+from core.files import whole_file
 from eval.features.extractors import INCEPTION_WEIGHTS, InceptionExtractor
 from eval.features.inception import DEFAULT_WEIGHTS, MAPPED_SHA256, TORCHSCRIPT_SHA1, from_torchscript, tensors_sha256
 
@@ -129,13 +129,12 @@ def fetch(out: Path, given: Path | None = None) -> tuple[str, str]:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch-") as folder:
         state, source = obtain(given, Path(folder))
-        partial = Path(folder) / "weights.pth"
-        torch.save(state, partial)
-        extractor = InceptionExtractor(weights=partial)  # does torch-fidelity read it, and are the features numbers?
-        features = extractor(torch.full((1, 3, 32, 32), 200, dtype=torch.uint8))
-        if not torch.isfinite(features).all() or float(features.abs().max()) == 0:
-            raise UserError(f"the weights from {source} give no features: report this")
-        os.replace(partial, out)
+        with whole_file(out) as partial:
+            torch.save(state, partial)
+            extractor = InceptionExtractor(weights=partial)  # does torch-fidelity read it, and are the features numbers?
+            features = extractor(torch.full((1, 3, 32, 32), 200, dtype=torch.uint8))
+            if not torch.isfinite(features).all() or float(features.abs().max()) == 0:
+                raise UserError(f"the weights from {source} give no features: report this")
     return source, extractor.sha256
 
 

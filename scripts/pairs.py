@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 
-import scripts.methods  # noqa: F401  its registries
+import lab
 from core.errors import command_line
-from core.runs import load_run
-from core.samplers import SAMPLERS
+from core.sampling.solvers import SAMPLERS
 
 
 @command_line
@@ -36,10 +35,10 @@ def main() -> None:
     parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s")
     a = parser.parse_args()
 
-    from flows.pairs import generate_pairs
+    from core.data.pairs import generate_pairs
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    run = load_run(a.run, a.weights, device)
+    run = lab.load(a.run, a.weights, device)
     generate_pairs(run, a.out, a.count, a.sampler, a.steps, a.seed, a.guidance_scale, a.shard, a.batch_size)
 
 

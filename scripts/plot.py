@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from core.errors import UserError, command_line
+from core.files import write_text
 from eval.curves.compare import select
 from eval.curves.plots import plot_all
 from eval.curves.ranking import ranking_tables
@@ -53,7 +54,7 @@ def main() -> None:
         print(path)
     if a.markdown:
         a.markdown.parent.mkdir(parents=True, exist_ok=True)
-        a.markdown.write_text(f"{markdown_tables(rows)}\n\n{ratios}{ranking_tables(rows)}\n\n{trade_off_tables(rows)}\n")
+        write_text(a.markdown, f"{markdown_tables(rows)}\n\n{ratios}{ranking_tables(rows)}\n\n{trade_off_tables(rows)}\n")
         print(a.markdown)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from core.errors import UserError, command_line
 from eval.report.document import write_report
+from lab import load
 from scripts.evaluate import numbers
 
 
@@ -33,7 +34,7 @@ def main() -> None:
     if min(steps) < 1:
         raise UserError(f"--steps {a.steps}: every number of steps must be at least 1")
     curves = a.curves / "curves.jsonl" if a.curves.is_dir() else a.curves
-    out = write_report(curves, a.out or curves.parent / "report.html", a.runs, steps, a.images)
+    out = write_report(curves, a.out or curves.parent / "report.html", load, a.runs, steps, a.images)
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 

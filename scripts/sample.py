@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import scripts.methods  # noqa: F401  its registries
+import lab
 from core.data.dataset import to_uint8
+from core.diffusion.grids import GRID_NAMES
 from core.errors import UserError, command_line
-from core.grids import GRID_NAMES
 from core.pictures import save_png, tile
-from core.runs import load_run, sample_images
-from core.samplers import SAMPLERS, Progress
+from core.runs import sample_images
+from core.sampling.solvers import SAMPLERS, Progress
 
 
 @command_line
@@ -46,7 +46,7 @@ def main() -> None:
     if a.count < 1 or a.batch_size < 1:
         raise UserError("--count and --batch-size must be at least 1")
 
-    run = load_run(a.run, a.weights, "cuda" if torch.cuda.is_available() else "cpu", a.steps)
+    run = lab.load(a.run, a.weights, "cuda" if torch.cuda.is_available() else "cpu", a.steps)
     film: list[torch.Tensor] = []
     parts = []
     with tqdm(

@@ -19,17 +19,16 @@ from pathlib import Path
 
 import torch
 
-import scripts.methods  # noqa: F401  its registries
+import lab
 from core.errors import UserError, command_line
-from core.runs import load_run
 
 
 def info(a: argparse.Namespace) -> None:
     from eval.card import read_card
-    from teachers.describe import describe
-    from teachers.pretrained import published_folder
+    from teachers.diffusers_format.describe import describe
+    from teachers.diffusers_format.read import published_folder
 
-    run = load_run(a.run, a.weights)
+    run = lab.load(a.run, a.weights)
     lines = describe(run)
     card = read_card(published_folder(run) or run.folder)
     for row in card.rows if card else ():
@@ -44,9 +43,9 @@ def info(a: argparse.Namespace) -> None:
 
 def check(a: argparse.Namespace) -> None:
     from eval.card import read_card, read_rows_as_card, verify
-    from teachers.pretrained import published_folder
+    from teachers.diffusers_format.read import published_folder
 
-    run = load_run(a.run)
+    run = lab.load(a.run)
     card = read_rows_as_card(a.card, run.name) if a.card else read_card(published_folder(run) or run.folder)
     if card is None:
         raise UserError(
@@ -55,7 +54,7 @@ def check(a: argparse.Namespace) -> None:
         )
     data = {"name": a.data, "root": a.data_root, "side": a.data_side} if a.data else None
     verdicts = []
-    for verdict in verify(a.run, card, a.all, data, a.device):
+    for verdict in verify(a.run, card, lab.load, a.all, data, a.device):
         if verdict.other_weights:
             print(f"warning: {card.file} describes other weights ({verdict.other_weights[:12]}...) than these", file=sys.stderr)
         print(verdict, flush=True)
@@ -65,9 +64,9 @@ def check(a: argparse.Namespace) -> None:
 
 
 def write(a: argparse.Namespace) -> None:
-    from teachers.export import export
+    from teachers.diffusers_format.write import export
 
-    run = load_run(a.run, a.weights, steps=a.steps)
+    run = lab.load(a.run, a.weights, steps=a.steps)
     if a.steps is not None and run.weights_file.parent.name != f"{a.steps:04d}":
         kept = ", ".join(str(int(f.name)) for f in sorted(Path(a.run).glob("for-steps/[0-9]*")))
         there = f"there are {kept}" if kept else "it is one network for all: leave --steps out"

@@ -11,9 +11,9 @@ import argparse
 
 from core.config import read_config
 from core.errors import UserError, command_line
-from core.method import Context
-from core.run_config import parse_run_config
-from scripts.methods import METHODS, method_class
+from core.training.config import parse_run_config
+from core.training.method import Context
+from lab import METHODS, load, method_class
 
 
 @command_line
@@ -38,12 +38,12 @@ def main() -> None:
     from accelerate import Accelerator
 
     from core.processes import start_processes
-    from core.run_config import settle_run_folder
-    from core.trainer import Trainer
+    from core.training.config import settle_run_folder
+    from core.training.trainer import Trainer
 
     settle_run_folder(config, Path(config.run), write=False)  # before anything slow
     accelerator = Accelerator(cpu=start_processes(arguments.cpu).device.type == "cpu")
-    method = cls(config.method, Context(config.data, config.model, config.train.seed, accelerator.device))
+    method = cls(config.method, Context(config.data, config.model, config.train.seed, accelerator.device, load))
     Trainer(config, method, accelerator).run()
     accelerator.end_training()
 

@@ -10,16 +10,16 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from core.data import Batch
-from core.distances import Distance, distance
-from core.grids import make_grid
-from core.method import Context, MethodConfig, Progress, Regression, RegressionMethod, Stage, noise_of
+from core.diffusion.distances import Distance, distance
+from core.diffusion.grids import make_grid
+from core.diffusion.paths import expand
 from core.model import Boundary, Model
-from core.paths import expand
+from core.training.method import Context, MethodConfig, Progress, Regression, RegressionMethod, Stage, noise_of
 from students.teacher import load_teacher, student_source, trainable_copy
 
 
 class ConsistencyConfig(MethodConfig):
-    """teacher: its run; solver: of the teacher's ODE; grid: spacing of the discretisation (core.grids);
+    """teacher: its run; solver: of the teacher's ODE; grid: spacing of the discretisation (core.diffusion.grids);
     steps_start, steps_end: discretisation steps N, doubling as the budget is spent (equal: fixed, as in the paper's CD);
     target_half_life: images of the target network's average, 0 = stop-gradient of the student itself;
     distance: pseudo-huber (c = huber * sqrt(dimension)) or squared; weight: uniform; inverse-gap, 1 / (t_{n+1} - t_n); or
@@ -110,7 +110,7 @@ class Consistency(RegressionMethod):
         return self.config.t_min + (1 - self.config.t_min) * grid
 
     def solve(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
-        """One step of the teacher's ODE from t to s (both [B]), in the straight coordinates of core.samplers.ode."""
+        """One step of the teacher's ODE from t to s (both [B]), in the straight coordinates of core.sampling.solvers.ode."""
         path = self.teacher.path
         x0, eps = self.teacher.denoised(x, t, label)
         end = path.mix(x0, eps, s)

@@ -9,17 +9,17 @@ from pydantic import model_validator
 from torch import nn
 
 from core.data import Batch
-from core.method import Context, MethodConfig, Progress, Regression, RegressionMethod, Stage, noise_of
-from core.paths import expand
-from core.predictions import from_denoised
-from core.time_samplers import on_grid
-from core.weights import Weighting, loss_weight
+from core.diffusion.paths import expand
+from core.diffusion.predictions import from_denoised
+from core.diffusion.times import on_grid
+from core.diffusion.weights import Weighting, loss_weight
+from core.training.method import Context, MethodConfig, Progress, Regression, RegressionMethod, Stage, noise_of
 from students.teacher import load_teacher, student_source, trainable_copy
 
 
 class ProgressiveConfig(MethodConfig):
     """teacher: its run; start_steps: of the first student, halved down to end_steps; prediction: the students' own;
-    weight: see core.weights; last_share: budget of each of the last two stages relative to the others; conversion_share:
+    weight: see core.diffusion.weights; last_share: budget of each of the last two stages relative to the others; conversion_share:
     likewise for the stage that turns a teacher of another prediction into the students'."""
 
     teacher: str

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 
+from core.data import ImageSource
 from core.errors import UserError
-from core.method import Context, ImageSource
 from core.model import Model
-from core.runs import Run, load_run
+from core.runs import Run
+from core.training.method import Context
 
 
 def load_teacher(folder: str, context: Context) -> Run:
@@ -18,7 +19,7 @@ def load_teacher(folder: str, context: Context) -> Run:
     """
     if context.model is not None:
         raise UserError("a student copies its teacher's network and path: remove the section 'model' from its config")
-    return load_run(folder, "ema", context.device)
+    return context.load(folder, "ema", context.device)
 
 
 def student_source(teacher: Run, context: Context) -> ImageSource:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from core.data import Batch
+from core.data import Batch, ImageSource
+from core.diffusion.predictions import from_denoised
+from core.diffusion.times import TimeConfig, make_time_sampler, on_grid
+from core.diffusion.weights import Weighting, loss_weight
 from core.errors import UserError
-from core.method import (
+from core.training.method import (
     Context,
-    ImageSource,
     MethodConfig,
     Progress,
     Regression,
@@ -18,13 +20,10 @@ from core.method import (
     new_model,
     noise_of,
 )
-from core.predictions import from_denoised
-from core.time_samplers import TimeConfig, make_time_sampler, on_grid
-from core.weights import Weighting, loss_weight
 
 
 class DDPMConfig(MethodConfig):
-    """weight: see core.weights; gamma: of min-snr; label_dropout: share of labels replaced by the null label;
+    """weight: see core.diffusion.weights; gamma: of min-snr; label_dropout: share of labels replaced by the null label;
     time: for continuous-time models (model.discrete_steps = null)."""
 
     weight: Weighting = "simple"

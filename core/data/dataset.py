@@ -103,3 +103,13 @@ def draw_batch(data: ImageData, order: EpochOrder, positions: Tensor, device: to
         x0 = torch.where(mirrored, x0.flip(-1), x0)
     label = data.labels[index].to(device, non_blocking=True) if data.num_classes else None
     return Batch(x0, label, rng)
+
+
+class ImageSource:
+    """Training samples straight from a data set."""
+
+    def __init__(self, data: ImageData, seed: int):
+        self.data, self.order = data, EpochOrder(len(data), seed)
+
+    def draw(self, positions: Tensor, device: torch.device) -> Batch:
+        return draw_batch(self.data, self.order, positions, device)

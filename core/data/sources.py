@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from core.config import Strict
 from core.data.dataset import ImageData
 from core.errors import UserError, nearest
 
@@ -156,3 +157,18 @@ def load_data(name: str, split: str = "train", root: str | None = None, side: in
     if split not in ("train", "test"):
         raise UserError(f"unknown split '{split}': train or test")
     return SOURCES[name](split, os.path.expanduser(root) if root else None, side)
+
+
+class DataConfig(Strict):
+    """name: digits, fashion_mnist, cifar10 or folder; root: where its files are; side: for `folder`."""
+
+    name: str
+    root: str | None = None
+    side: int | None = None
+
+    def load(self, split: str = "train") -> ImageData:
+        return load_data(self.name, split, self.root, self.side)
+
+    def elsewhere(self) -> DataConfig:
+        """The same data for another machine: without the folder it lies in here, unless that folder is its name."""
+        return self if self.name == "folder" else self.model_copy(update={"root": None})

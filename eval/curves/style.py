@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core.config import Strict, parse, read_config
-from core.samplers import SAMPLERS
+from core.sampling.solvers import SAMPLERS
 
 STYLE = Path(__file__).with_name("style.yaml")
 SPARE = ("#000000", "#A5AA99", "#882255", "#44AA99", "#999933", "#F0E442")  # yellow last
 GREYS = ("#222222", "#666666", "#999999", "#444444", "#808080", "#B0B0B0")
-# For the samplers of a method in greys that has the picture to itself; 12 for the 12 of core/samplers.
+# For the samplers of a method in greys that has the picture to itself; 12 for the 12 of core/sampling/solvers.
 COLORS = (
     "#222222", "#999999", "#E69F00", "#8C564B", "#CC79A7", "#999933",
     "#0072B2", "#009E73", "#56B4E9", "#44AA99", "#D55E00", "#882255",

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.errors import UserError
+from core.files import whole_file
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -101,13 +102,10 @@ def round_to_stored(classifier: Classifier) -> None:
 
 
 def save_classifier(classifier: Classifier, path: Path, metadata: dict[str, str]) -> None:
-    """Weights with `metadata` (test accuracy, recipe) in the header, written beside and renamed."""
+    """Weights with `metadata` (test accuracy, recipe) in the header."""
     tensors = {k: _stored(v.detach().cpu()) for k, v in classifier.state_dict().items() if v.is_floating_point()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata=metadata)
-    partial.chmod(0o644)  # safetensors makes it private
-    partial.replace(path)
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
 
 
 def load_classifier(name: str, path: Path | None = None) -> tuple[Classifier, dict[str, str]]:
@@ -118,7 +116,7 @@ def load_classifier(name: str, path: Path | None = None) -> tuple[Classifier, di
     """
     spec = CLASSIFIERS[name]
     path = path or weights_path(name)
-    again = f"git checkout it, or train it again: python -m scripts.train_classifier {spec.dataset}"
+    again = f"git checkout it, or train it again: python -m scripts.maintain.train_classifier {spec.dataset}"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

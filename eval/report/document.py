@@ -18,6 +18,8 @@ from pathlib import Path
 from torch import Tensor
 
 from core.errors import UserError
+from core.files import write_text
+from core.runs import Load
 from eval.curves.style import Look, look_of, read_styles
 from eval.curves.table import protocol_words, series_words
 from eval.curves.trade_off import class_distance
@@ -118,21 +120,21 @@ def sample_strips(series: list[list[dict]], folder: Path) -> list[dict]:
     return strips
 
 
-def trajectory_data(series: list[list[dict]], runs: Path | None, steps: list[int], count: int) -> dict:
+def trajectory_data(series: list[list[dict]], runs: Path | None, steps: list[int], count: int, load: Load) -> dict:
     """The films of eval.report.trajectories with their sheets as data URIs, or {"missing": why there are none}."""
     if count == 0:
         return {"missing": "This report was made with --images 0."}
     if runs is None:
         return {"missing": "The folders of the runs were not found."}
     try:
-        found = films(series, runs, steps, count)
+        found = films(series, runs, steps, count, load)
     except UserError as error:
         print(f"warning: no trajectories: {error}", file=sys.stderr)
         return {"missing": f"{error}."}
     return found | {"sheets": {key: png_uri(image) for key, image in found["sheets"].items()}}
 
 
-def collect(curves: Path, runs: Path | None, steps: list[int], images: int) -> dict:
+def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load: Load) -> dict:
     """Everything the page shows, as plain data.
 
     Args:
@@ -181,7 +183,7 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int) -> d
         "groups": groups,
         "series": series,
         "strips": sample_strips(points, curves.parent),
-        "trajectories": trajectory_data(points, runs, steps, images),
+        "trajectories": trajectory_data(points, runs, steps, images, load),
         "losses": losses,
         "prices": known,
         "configs": read_configs(curves.parent, runs, names),
@@ -196,21 +198,20 @@ def render(data: dict) -> str:
         raise UserError("the report needs plotly: pip install plotly") from error
     parts = {
         "TITLE": html.escape(f"{data['dataset']}: sampling in few steps"),
-        "STYLE": (PAGE / "page.css").read_text(),
+        "STYLE": (PAGE / "page.css").read_text(encoding="utf-8"),
         # "<" would let text such as "</script>" end the block.
         "DATA": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
         "PLOTLY": get_plotlyjs(),
-        "SCRIPT": "\n".join((PAGE / name).read_text() for name in SCRIPTS),
+        "SCRIPT": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
     }
-    page = (PAGE / "page.html").read_text()
+    page = (PAGE / "page.html").read_text(encoding="utf-8")
     return re.sub(r"@@([A-Z]+)@@", lambda mark: parts[mark[1]], page)
 
 
-def write_report(curves: Path, out: Path, runs: Path | None = None, steps: list[int] | None = None, images: int = 4) -> Path:
-    """Writes the report of `curves` to `out` (beside it first, then renamed) and returns `out`."""
-    text = render(collect(curves, runs, steps or [1, 4, 16], images))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(out)
+def write_report(
+    curves: Path, out: Path, load: Load, runs: Path | None = None, steps: list[int] | None = None, images: int = 4
+) -> Path:
+    """Writes the report of `curves` to `out` and returns `out`."""
+    text = render(collect(curves, runs, steps or [1, 4, 16], images, load))
+    write_text(out, text)
     return out

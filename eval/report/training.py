@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from core.checkpoints import latest_checkpoint
+from core.files import read_text
+from core.training.checkpoints import latest_checkpoint
 from eval.rows import is_floor
 
 MOMENTS = 5  # points in training whose loss is shown, for runs of one stage
@@ -30,7 +31,7 @@ def find_runs(folder: Path, rows: list[dict]) -> Path | None:
 def _price(run: Path) -> dict:
     checkpoint = latest_checkpoint(run)
     file = checkpoint / "price.json" if checkpoint else None
-    return json.loads(file.read_text()) if file and file.is_file() else {}
+    return json.loads(read_text(file)) if file and file.is_file() else {}
 
 
 def _config_sha256(run: Path) -> str | None:
@@ -44,7 +45,7 @@ def read_configs(folder: Path, runs: Path | None, names: list[str]) -> list[dict
         file = runs / name / "config.yaml" if runs else None
         if file and file.is_file():
             files[f"{name}/config.yaml"] = file
-    return [{"name": name, "text": file.read_text()} for name, file in files.items()]
+    return [{"name": name, "text": read_text(file)} for name, file in files.items()]
 
 
 def _mean(columns: list[list[float | None]]) -> list[float | None]:
@@ -63,7 +64,7 @@ def loss_by_level(run: Path) -> dict | None:
     if not file.is_file():
         return None
     lines = []
-    for text in file.read_text().splitlines():
+    for text in read_text(file).splitlines():
         try:
             line = json.loads(text)
             lines.append((line["images"], line["stage"], line["loss_by_t"]))
@@ -104,7 +105,7 @@ def prices(rows: list[dict], runs: Path | None) -> list[dict]:
     while missing:  # teachers that were not measured themselves
         name = missing.pop()
         if name and name not in known and runs and (price := _price(runs / name)):
-            config = yaml.safe_load((runs / name / "config.yaml").read_text())
+            config = yaml.safe_load(read_text(runs / name / "config.yaml"))
             known[name] = {"run": name, "method": config["method"]["name"], "teacher": price["teacher"]}
             known[name] |= {f"train_{key}": price[key] for key in ("images", "evals", "seconds")}
             missing.append(price["teacher"])

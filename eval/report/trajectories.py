@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from core.data.dataset import ImageData, to_float, to_uint8
-from core.denoisers import denoiser_for
 from core.errors import UserError
 from core.noise import Noise
 from core.pictures import tile
-from core.runs import Run, load_run, sample_images
-from core.samplers import Progress
+from core.runs import Load, Run, sample_images
+from core.sampling.denoisers import denoiser_for
+from core.sampling.solvers import Progress
 
 FORWARD = 16  # intervals of t on the way to noise
 MOST = 32  # pictures of one way back; longer ones are thinned
@@ -101,7 +101,7 @@ def chosen_rows(rows: list[dict], wanted: list[int]) -> list[dict]:
     return list(found.values()) or [min(rows, key=lambda row: row["steps"])]
 
 
-def films(series: list[list[dict]], folder: Path, wanted: list[int], count: int) -> dict:
+def films(series: list[list[dict]], folder: Path, wanted: list[int], count: int, load: Load) -> dict:
     """All that the report shows of trajectories.
 
     Args:
@@ -124,7 +124,7 @@ def films(series: list[list[dict]], folder: Path, wanted: list[int], count: int)
     for index, rows in enumerate(series):
         for row in chosen_rows(rows, wanted):
             try:
-                run = load_run(folder / row["run"], "raw" if row["ema"] == "raw" else "ema", device, row["steps"])
+                run = load(folder / row["run"], "raw" if row["ema"] == "raw" else "ema", device, row["steps"])
             except UserError as error:
                 _note(result, str(error))
                 break

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from baselines.gan import critic_loss
-from core.checkpoints import latest_checkpoint
 from core.networks.convolutional import ConvolutionalConfig, Encoder
-from tests.core.test_trainer import assert_same_bits, images_of
-from tests.tiny import train_tiny
+from core.training.checkpoints import latest_checkpoint
+from tests.helpers.runs import assert_same_bits, images_of
+from tests.helpers.tiny import train_tiny
 
 OPTIONS = dict(
     own_network={"name": "generator", "widths": [8, 16], "blocks": 1, "latent": 6},
@@ -74,10 +74,10 @@ def test_penalised_game_converges_and_the_bare_one_does_not():
 
 def test_crash_and_resume_is_equal_to_the_bit(tmp_path):
     """Critic and its optimiser are part of the checkpoint."""
-    import core.trainer
+    import core.training.trainer
 
     train_tiny(tmp_path / "whole", "gan", images=960, **OPTIONS)
-    original = core.trainer.Trainer.save
+    original = core.training.trainer.Trainer.save
 
     def crash(self):
         original(self)
@@ -85,7 +85,7 @@ def test_crash_and_resume_is_equal_to_the_bit(tmp_path):
             raise RuntimeError("crash")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(core.trainer.Trainer, "save", crash)
+        patch.setattr(core.training.trainer.Trainer, "save", crash)
         with pytest.raises(RuntimeError, match="crash"):
             train_tiny(tmp_path / "crashed", "gan", images=960, **OPTIONS)
     assert 0 < images_of(latest_checkpoint(tmp_path / "crashed")) < 960

@@ -8,8 +8,9 @@ from sklearn.decomposition import PCA
 
 from baselines.ppca import fit
 from core.errors import UserError
-from core.runs import load_run, sample_images
-from tests.tiny import train_tiny
+from core.runs import sample_images
+from lab import load
+from tests.helpers.tiny import train_tiny
 
 
 def correlated(count: int = 400, size: int = 12) -> torch.Tensor:
@@ -45,7 +46,7 @@ def test_trained_network_is_the_gaussian_of_each_class(tmp_path):
     """The network is affine, so its Jacobian A gives the covariance A A^T exactly: compared with scikit-learn on the images."""
     network = {"name": "affine", "latent": 6}
     train_tiny(tmp_path / "ppca", "ppca", own_network=network, log={"sampler": "jump", "steps": 1})
-    run = load_run(tmp_path / "ppca")
+    run = load(tmp_path / "ppca")
     assert (run.train_evals, run.train_images) == (0.0, 1348)
     data = run.data.load()
     for label in (3, run.num_classes):
@@ -66,6 +67,6 @@ def test_trained_network_is_the_gaussian_of_each_class(tmp_path):
 def test_more_than_one_step_is_refused(tmp_path):
     train_tiny(tmp_path / "ppca", "ppca", own_network={"name": "affine", "latent": 6}, log={"sampler": "jump", "steps": 1})
     with pytest.raises(UserError, match="1 discrete times"):
-        sample_images(load_run(tmp_path / "ppca"), "jump", 2, torch.arange(2), 0)
+        sample_images(load(tmp_path / "ppca"), "jump", 2, torch.arange(2), 0)
     with pytest.raises(UserError, match="log.steps=2"):
         train_tiny(tmp_path / "other", "ppca", own_network={"name": "affine", "latent": 6}, log={"sampler": "jump", "steps": 2})

@@ -6,7 +6,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from baselines.vae import negative_elbo
-from tests.tiny import metrics_of, train_tiny
+from tests.helpers.tiny import metrics_of, train_tiny
 
 SIZE = {"name": "autoencoder", "widths": [8, 16], "blocks": 1, "latent": 6}
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.sweep import run_sweep
-from tests.eval.small_sweep import config
-from tests.tiny import train_tiny
+from lab import measure
+from tests.helpers.small_sweep import config
+from tests.helpers.tiny import train_tiny
 
 
 @pytest.fixture(scope="module")
@@ -26,5 +26,5 @@ def cache(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def uninterrupted(run, cache, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "curves.jsonl"
-    run_sweep(config(run, out, cache))
+    measure(config(run, out, cache))
     return out

@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from core.data import Batch
+from core.data.pairs import PairSource, generate_pairs
+from core.diffusion.paths import make_path
+from core.diffusion.times import TimeConfig, make_time_sampler
 from core.errors import UserError
-from core.method import Progress
 from core.model import Model
 from core.noise import Noise
-from core.paths import make_path
-from core.runs import load_run, sample_images
-from core.time_samplers import TimeConfig, make_time_sampler
-from flows.pairs import PairSource, generate_pairs
+from core.runs import sample_images
+from core.training.method import Progress
 from flows.rectified import RectifiedFlow, RectifiedFlowConfig
-from tests.students.test_exact_teacher import MEAN, SHAPE, STD, AffineInX
-from tests.tiny import train_tiny
+from lab import load
+from tests.helpers.gaussian import MEAN, SHAPE, STD, AffineInX
+from tests.helpers.tiny import train_tiny
 
 
 def test_learned_velocity_between_gaussians_is_the_known_one():
@@ -79,7 +80,7 @@ def test_times_follow_their_density(config, density):
 def flow(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flow") / "flow"
     train_tiny(folder, "rectified-flow", prediction="u", path="rectified", images=12_800, lr=3e-3)
-    return load_run(folder)
+    return load(folder)
 
 
 def test_pairs_are_noise_and_where_the_flow_takes_it(flow, tmp_path):
@@ -137,7 +138,7 @@ def test_one_step_distillation_learns_the_stored_coupling(flow, tmp_path):
         images=12_800,
         lr=3e-3,
     )
-    student = load_run(folder, "raw")
+    student = load(folder, "raw")
     batch = PairSource(tmp_path / "p", 0).draw(torch.arange(64), torch.device("cpu"))
     one = torch.ones((), dtype=torch.float64)
 

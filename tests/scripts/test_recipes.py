@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from core.config import read_config
-from core.run_config import parse_run_config
+from core.training.config import parse_run_config
 from eval.features.extractors import EXTRACTORS, INCEPTION, INCEPTION_BFLOAT16, Extractor
-from scripts.methods import method_class
-from tests.archives import write_cifar, write_idx
-from tests.scripts.test_bad_input import run_script
+from lab import method_class
+from tests.helpers.archives import write_cifar, write_idx
+from tests.helpers.command_lines import run_script
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -84,13 +84,13 @@ def test_recipes(dataset, tmp_path, monkeypatch):
     train("distilled_flow", f"method.init={runs}/reflow", f"method.pairs={runs}/reflow-pairs")
 
     # the published curves' configs, at a few images, and for the sake of time only the points of few steps
-    import eval.sweep
+    import eval.sweep.run
 
-    def short_plan(config, device, plan=eval.sweep.plan):
+    def short_plan(config, device, plan=eval.sweep.run.plan):
         tasks = plan(config, device)
         return [t for t in tasks if t.steps <= 4] or tasks[:1]
 
-    monkeypatch.setattr(eval.sweep, "plan", short_plan)
+    monkeypatch.setattr(eval.sweep.run, "plan", short_plan)
     curve = ["n=8", "sets=1", "bootstrap=2", f"runs={runs}", f"out={tmp_path}/curves.jsonl", f"cache={tmp_path}/cache"]
     for file in sorted(configs.glob("curve*.yaml")):
         succeeds("evaluate", file, *curve)

@@ -16,17 +16,17 @@ import yaml
 from PIL import Image
 
 from core.data.dataset import to_uint8
-from core.denoisers import denoiser_for
-from core.grids import make_grid
+from core.diffusion.grids import make_grid
 from core.noise import Noise
-from core.runs import load_run
-from core.samplers import SAMPLERS
+from core.sampling.denoisers import denoiser_for
+from core.sampling.solvers import SAMPLERS
 from eval.rows import read_rows
-from tests.scripts.test_bad_input import run_script
-from tests.tiny import tiny_config, train_tiny
+from lab import load
+from tests.helpers.command_lines import run_script
+from tests.helpers.tiny import tiny_config, train_tiny
 
 pytest.importorskip("diffusers")
-from tests.teachers.checkpoints import save_checkpoint, with_scheduler
+from tests.helpers.checkpoints import save_checkpoint, with_scheduler
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_info(checkpoint, run):
     assert (
         code == 0 and lines["prediction"] == "v" and lines["images"] == "1x8x8" and lines["classes"] == "none (unconditional)"
     )
-    count = sum(p.numel() for p in load_run(checkpoint).model.network.parameters())
+    count = sum(p.numel() for p in load(checkpoint).model.network.parameters())
     assert f"UNet2DModel, {count:,} parameters" in lines["network"]
     assert lines["path"].startswith("vp-linear") and "as published" in lines["weights"]
     assert "--sampler ddpm-large --grid leading --threshold static" in out and "not known" in lines["price"]
@@ -76,7 +76,7 @@ def test_sampling_as_published(checkpoint, tmp_path):
     options = ["--sampler", "ddpm-large", "--grid", "leading", "--threshold", "static", "--steps", 4, "--count", 3]
     code, errors = run_script("sample", checkpoint, *options, "--folder", tmp_path / "out")
     assert code == 0, errors
-    model, rng = load_run(checkpoint).model, Noise(0, torch.arange(3))
+    model, rng = load(checkpoint).model, Noise(0, torch.arange(3))
     noise = rng.normal((1, 8, 8), "prior")
     with torch.no_grad():
         x = SAMPLERS["ddpm-large"].run(
@@ -112,7 +112,7 @@ def test_measuring(checkpoint, tmp_path, monkeypatch):
     floor, row = read_rows(tmp_path / "c.jsonl")
     given = (row["method"], row["run"], row["ema"], row["grid"], row["nfe"], row["train_evals"], row["dataset"])
     assert given == ("pretrained", "tiny-ddpm", "as published", "leading", 2.0, None, "digits")
-    assert row["weights_sha256"] == load_run(checkpoint).weights_sha256 and row["fid"] > floor["fid"]
+    assert row["weights_sha256"] == load(checkpoint).weights_sha256 and row["fid"] > floor["fid"]
     code, errors = run_script("evaluate", "--run", "owner/name", "--steps", "2", "--n", 30, "--extractor", "digits-cnn")
     assert code == 2 and "owner/name is no folder here: say with --out" in errors
     base[1] = checkpoint
@@ -144,7 +144,7 @@ def test_students_copy_its_architecture_and_weights(checkpoint, tmp_path, name, 
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
     code, errors = run_script("train", tmp_path / "s.yaml", "--cpu")
     assert code == 0, errors
-    student, published = load_run(tmp_path / "student"), load_run(checkpoint)
+    student, published = load(tmp_path / "student"), load(checkpoint)
     assert (
         student.teacher == "tiny-ddpm" and student.spec.network == published.spec.network and student.spec.path == "vp-linear"
     )
@@ -155,7 +155,7 @@ def test_students_copy_its_architecture_and_weights(checkpoint, tmp_path, name, 
         assert code == 2 and "only eps, x0 and v on DDPM tables are exported" in errors
         return
     assert code == 0 and "UNet2DModel" in out
-    again = load_run(tmp_path / "out")
+    again = load(tmp_path / "out")
     assert (again.spec.path, again.spec.prediction, again.data, again.train_images) == ("vp-linear", "v", student.data, 128)
     x, t = torch.randn(2, 1, 8, 8), torch.tensor(0.4)
     assert torch.equal(again.model.output(x, t), student.model.output(x, t))
@@ -255,15 +255,15 @@ def test_the_readme_of_an_export_samples_as_we_do(run, student, tmp_path, steps)
         code, _, errors = teacher("export", student, tmp_path / "none", "--steps", "3")
         assert code == 2 and "keeps no network for 3 steps: there are 1, 2, 4" in errors
         assert teacher("export", student, tmp_path / "out", "--steps", steps)[0] == 0
-        ours = load_run(student, steps=steps)
-        assert ours.weights_sha256 != load_run(student).weights_sha256
+        ours = load(student, steps=steps)
+        assert ours.weights_sha256 != load(student).weights_sha256
         assert json.loads((tmp_path / "out" / "fast_sampling.json").read_text())["steps"] == 2
         assert "Made to be sampled in 2 steps of DDIM" in (tmp_path / "out" / "README.md").read_text()
     else:
         code, _, errors = teacher("export", run, tmp_path / "none", "--steps", "2")
         assert code == 2 and "it is one network for all: leave --steps out" in errors
         assert teacher("export", run, tmp_path / "out")[0] == 0
-        ours = load_run(run)
+        ours = load(run)
     (tmp_path / "snippet.py").write_text(SNIPPET)
     torch.save(None, tmp_path / "images.pt")
     command = [sys.executable, tmp_path / "snippet.py", tmp_path / "out", tmp_path / "images.pt"]

@@ -17,33 +17,17 @@ from torch import Tensor, nn
 
 import students.consistency
 import students.progressive
-from core.data import Batch
-from core.method import Context, DataConfig, Progress
+from core.data import Batch, DataConfig
+from core.diffusion.paths import make_path
+from core.diffusion.predictions import from_denoised
 from core.model import Model
 from core.model_spec import ModelSpec
 from core.noise import Noise
-from core.paths import make_path
-from core.predictions import from_denoised
+from core.training.method import Context, Progress
 from students.consistency import Consistency, ConsistencyConfig
 from students.progressive import Progressive, ProgressiveConfig
-from teachers.mixture import MixtureDenoiser, gaussian_flow
-
-MEAN, STD = 0.3, 0.5
-SHAPE = (1, 2, 2)
-
-
-class AffineInX(nn.Module):
-    """F = a(t) x + b(t), with a and b from a small network of t."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(9, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-
-    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        k = torch.arange(1, 5, dtype=t.dtype)
-        features = torch.cat([t[:, None], torch.sin(math.pi / 2 * k * t[:, None]), torch.cos(math.pi / 2 * k * t[:, None])], 1)
-        a, b = self.net(features).view(-1, 2, 1, 1, 1).unbind(1)
-        return a * x + b
+from teachers.exact import MixtureDenoiser, gaussian_flow
+from tests.helpers.gaussian import MEAN, SHAPE, STD, AffineInX
 
 
 def exact_teacher(path_name: str) -> Model:
@@ -61,7 +45,7 @@ def build(monkeypatch, module, cls, config, path: str, teacher: Model | None = N
     monkeypatch.setattr(module, "load_teacher", lambda folder, context: run)
     monkeypatch.setattr(module, "student_source", lambda run, context: None)
     monkeypatch.setattr(module, "trainable_copy", lambda model: Model(AffineInX(), model.path, "v"))
-    return cls(config, Context(DataConfig(name="gaussian"), None, 0, torch.device("cpu")))
+    return cls(config, Context(DataConfig(name="gaussian"), None, 0, torch.device("cpu"), None))
 
 
 def train(method, stage: int, iterations: int, first: int, lr: float = 3e-3) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from core.errors import UserError
 from eval.curves.compare import compare, select, standard_error
-from tests.eval.curves.test_pictures import row
+from tests.helpers.rows import row
 
 A = [row("a", s, fid, fid_std=0.3) for s, fid in [(1, 10.0), (2, 5.0), (4, 3.0)]]
 B = [row("b", s, fid, fid_std=0.4) for s, fid in [(8, 1.0), (4, 3.5), (2, 4.0), (1, 11.0)]]

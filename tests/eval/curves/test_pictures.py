@@ -9,7 +9,7 @@ from PIL import Image
 
 from core.errors import UserError
 from core.pictures import save_png, tile
-from core.samplers import SAMPLERS
+from core.sampling.solvers import SAMPLERS
 from eval.curves.pareto import pareto_front
 from eval.curves.plots import plot_all, series_of
 from eval.curves.ranking import ranking, ranking_tables
@@ -17,16 +17,8 @@ from eval.curves.ratios import ratio, ratio_tables
 from eval.curves.style import look_of, read_styles
 from eval.curves.table import markdown_tables, text_tables
 from eval.curves.trade_off import class_distance, trade_off_tables
-from eval.rows import IDENTITY, by_protocol, series_key
-
-
-def row(method: str, steps: int | None, fid: float, **changes) -> dict:
-    values = dict.fromkeys(IDENTITY) | {"dataset": "digits", "method": method, "run": method, "n": 449, "metric": "FD"}
-    values |= {"steps": steps, "nfe": None if steps is None else float(steps), "sampler": None if steps is None else "ddim"}
-    values |= {"guidance_scale": 1.0, "fid": fid, "fid_std": fid / 10, "fid_error": "bootstrap 20", "extractor": "digits-cnn"}
-    values |= {"extractor_sha256": "ab" * 32, "reference": "digits train", "reference_sha256": "cd" * 32, "ema": "raw"}
-    return values | {"seed": 0, "samples": None, "weights_sha256": method, "config_sha256": method} | changes
-
+from eval.rows import by_protocol, series_key
+from tests.helpers.rows import row
 
 ROWS = [
     row("floor", None, 2.0),

@@ -14,8 +14,8 @@ from core.errors import UserError
 from eval.features.classifiers import CLASSIFIERS, accuracy, load_classifier, weights_path
 from eval.features.extractors import INCEPTION_WEIGHTS, InceptionExtractor, check_reads, make_extractor
 from eval.features.fidelity import torch_fidelity
-from eval.metrics import frechet_distance, statistics
-from tests.eval.features.images import Images
+from eval.metrics.distances import frechet_distance, statistics
+from tests.helpers.images import Images
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

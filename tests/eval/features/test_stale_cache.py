@@ -15,9 +15,9 @@ from core.data import load_data
 from eval.features.classifiers import load_classifier, save_classifier
 from eval.features.extractors import ClassifierExtractor, make_extractor
 from eval.features.fidelity import torch_fidelity
-from eval.metrics import frechet_distance, statistics
-from eval.reference import reference_for
-from tests.eval.features.images import Images
+from eval.metrics.distances import frechet_distance, statistics
+from eval.metrics.reference import reference_for
+from tests.helpers.images import Images
 
 
 @pytest.fixture

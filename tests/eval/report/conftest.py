@@ -9,9 +9,9 @@ import pytest
 from core.config import parse
 from eval.report.document import write_report
 from eval.rows import append_row, read_rows
-from eval.sweep import run_sweep
-from eval.sweep_config import SweepConfig
-from tests.tiny import train_tiny
+from eval.sweep.config import SweepConfig
+from lab import load, measure
+from tests.helpers.tiny import train_tiny
 
 
 @pytest.fixture(scope="package")
@@ -36,10 +36,10 @@ def folder(tmp_path_factory) -> Path:
             {"run": "flow", "samplers": ["euler"], "steps": [1, 2, 4]},
         ],
     }
-    run_sweep(parse(SweepConfig, values, "test"))
+    measure(parse(SweepConfig, values, "test"))
     # Another protocol, and text that would end the block of data if it were written as it is.
     row = next(r for r in read_rows(folder / "curves.jsonl") if r["method"] == "ddpm")
     other = {"metric": "FID", "extractor": "inception-v3-compat", "n": 50_000, "device": "</script><b>"}
     append_row(folder / "curves.jsonl", row | other)
-    write_report(folder / "curves.jsonl", folder / "report.html", steps=[1, 4], images=3)
+    write_report(folder / "curves.jsonl", folder / "report.html", load, steps=[1, 4], images=3)
     return folder

@@ -9,6 +9,7 @@ import pytest
 
 from eval.report.document import write_report
 from eval.rows import read_rows
+from lab import load
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -222,7 +223,7 @@ def test_the_reader_may_choose_the_colours(browser, folder):
 def test_the_page_without_runs_opens(browser, folder, tmp_path, monkeypatch):
     shutil.copy(folder / "curves.jsonl", tmp_path)
     monkeypatch.chdir(tmp_path)
-    reader = Reader(browser, write_report(tmp_path / "curves.jsonl", tmp_path / "report.html"), width=400)
+    reader = Reader(browser, write_report(tmp_path / "curves.jsonl", tmp_path / "report.html", load), width=400)
     assert "folders of the runs were not found" in reader.text("trajectories-body")
     assert "--runs" in reader.text("trajectories-body") and "kept no samples" in reader.text("samples-note")
     assert reader.js(OVERFLOWING) == [] and reader.complaints() == []

@@ -19,10 +19,11 @@ from PIL import Image
 
 from core.data import load_data
 from core.errors import UserError
-from core.runs import load_run, sample_images
+from core.runs import sample_images
 from eval.report.document import LIGHT, measure_words, png_uri, readable, write_report
 from eval.report.training import loss_by_level, prices
 from eval.rows import append_row, read_rows
+from lab import load
 
 STEPS = [1, 2, 4]
 
@@ -81,7 +82,7 @@ def test_pictures_are_the_samples(folder):
         assert (back[:, -8:] == sheets[film["back_guess"]][:, -8:]).all()
     film = next(f for f in tracks["films"] if (f["series"], f["steps"]) == (3, 4))
     labels = torch.tensor(tracks["labels"])
-    expected = sample_images(load_run(folder / "flow"), "euler", 4, torch.arange(3), seed=0, label=labels)
+    expected = sample_images(load(folder / "flow"), "euler", 4, torch.arange(3), seed=0, label=labels)
     assert (sheets[film["back"]][:, -8:] == np.concatenate(list(expected[:, 0].numpy()))).all()
 
 
@@ -96,14 +97,14 @@ def test_nothing_is_loaded_from_elsewhere(folder):
 
 
 def test_the_same_input_gives_the_same_page(folder, tmp_path):
-    again = write_report(folder / "curves.jsonl", tmp_path / "report.html", steps=[1, 4], images=3)
+    again = write_report(folder / "curves.jsonl", tmp_path / "report.html", load, steps=[1, 4], images=3)
     assert again.read_bytes() == (folder / "report.html").read_bytes()
 
 
 def test_without_runs_the_page_says_so(folder, tmp_path, monkeypatch):
     shutil.copy(folder / "curves.jsonl", tmp_path)
     monkeypatch.chdir(tmp_path)
-    data = data_of(write_report(tmp_path / "curves.jsonl", tmp_path / "report.html"))
+    data = data_of(write_report(tmp_path / "curves.jsonl", tmp_path / "report.html", load))
     assert data["trajectories"] == {"missing": "The folders of the runs were not found."}
     assert data["strips"] == data["configs"] == [] and data["losses"] == {} and len(data["rows"]) == 13
 
@@ -113,7 +114,7 @@ def test_other_weights_are_mentioned(folder, tmp_path):
     weights = next((runs / "flow" / "checkpoints").glob("*/ema.safetensors"))
     shutil.copy(weights.with_name("raw.safetensors"), weights)
     shutil.rmtree(runs / "student" / "checkpoints")
-    data = data_of(write_report(folder / "curves.jsonl", tmp_path / "report.html", runs, [1], 1))
+    data = data_of(write_report(folder / "curves.jsonl", tmp_path / "report.html", load, runs, [1], 1))
     assert len(data["trajectories"]["notes"]) == 2
     assert "student has no checkpoint" in data["trajectories"]["notes"][0]
     assert "flow are not those that were measured" in data["trajectories"]["notes"][1]
@@ -137,7 +138,7 @@ def test_bad_input_is_one_line(folder, arguments, words):
 def test_only_a_floor(folder, tmp_path):
     append_row(tmp_path / "curves.jsonl", read_rows(folder / "curves.jsonl")[0])
     with pytest.raises(UserError, match="no measured points"):
-        write_report(tmp_path / "curves.jsonl", tmp_path / "report.html")
+        write_report(tmp_path / "curves.jsonl", tmp_path / "report.html", load)
 
 
 def test_names_of_measures():

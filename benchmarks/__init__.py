@@ -1,0 +1,1 @@
+"""Speed of training, sampling and measuring, against diffusers and against bare loops."""

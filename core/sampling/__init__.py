@@ -1,0 +1,1 @@
+"""From a model and a seed to images: denoisers and solvers."""

@@ -1,0 +1,52 @@
+"""Samplers as functions: `(denoiser, noise, grid, rng, callback) -> x`, listed here by name with their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.errors import UserError, nearest
+from core.sampling.solvers.common import Callback, Progress, SamplerFunction
+from core.sampling.solvers.consistency import jump_and_renoise
+from core.sampling.solvers.ddim import ancestral, ancestral_large, ddim
+from core.sampling.solvers.dpm_solver import dpm_solver_2m, dpm_solver_2m_sde, dpm_solver_3m, dpm_solver_3m_sde
+from core.sampling.solvers.ode import euler, heun
+from core.sampling.solvers.sde import euler_maruyama
+from core.sampling.solvers.unipc import unipc
+
+__all__ = ["SAMPLERS", "Callback", "Progress", "Sampler", "SamplerFunction", "make_sampler"]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler's function, its order of convergence (weak order for stochastic ones) and its usual time grid.
+
+    order None: not a solver of the teacher's equation but of a student's own making.
+    """
+
+    run: SamplerFunction
+    order: int | None
+    stochastic: bool
+    grid: str = "time"
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": Sampler(ancestral, 1, True),
+    "ddpm-large": Sampler(ancestral_large, 1, True),
+    "ddim": Sampler(ddim, 1, False),
+    "euler": Sampler(euler, 1, False),
+    "heun": Sampler(heun, 2, False),
+    "sde": Sampler(euler_maruyama, 1, True),
+    "dpm++2m": Sampler(dpm_solver_2m, 2, False),
+    "dpm++3m": Sampler(dpm_solver_3m, 3, False),
+    "dpm++2m-sde": Sampler(dpm_solver_2m_sde, 1, True),
+    "dpm++3m-sde": Sampler(dpm_solver_3m_sde, 1, True),
+    "unipc": Sampler(unipc, 3, False),
+    "jump": Sampler(jump_and_renoise, None, True),
+}
+
+
+def make_sampler(name: str) -> Sampler:
+    """The sampler of that name; raises UserError naming the nearest known one."""
+    if name not in SAMPLERS:
+        raise UserError(f"unknown sampler '{name}'{nearest(name, SAMPLERS)}")
+    return SAMPLERS[name]

@@ -1,0 +1,1 @@
+"""What a training method is, and the trainer that runs any of them."""

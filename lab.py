@@ -1,0 +1,72 @@
+"""The laboratory's face in Python: methods by name, and any trained model by its folder.
+
+Everything is imported when it is asked for, and nothing registers itself by being imported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from core.runs import Run
+    from core.training.method import Method
+    from eval.sweep.config import SweepConfig
+
+METHODS: dict[str, str] = {
+    "ddpm": "teachers.ddpm:DDPM",
+    "progressive": "students.progressive:Progressive",
+    "consistency": "students.consistency:Consistency",
+    "rectified-flow": "flows.rectified:RectifiedFlow",
+    "flow-distillation": "flows.distill:FlowDistillation",
+    "ppca": "baselines.ppca:PPCA",
+    "vae": "baselines.vae:VAE",
+    "gan": "baselines.gan:GAN",
+}
+# Formats of models besides the runs that scripts.train makes
+FORMATS: tuple[str, ...] = ("teachers.diffusers_format.read:PRETRAINED",)
+
+
+def _named(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def method_class(name: str) -> type[Method]:
+    """The class that trains the method of that name; raises UserError with the nearest known one."""
+    if name not in METHODS:
+        raise UserError(f"unknown method '{name}'{nearest(name, METHODS)}")
+    return _named(METHODS[name])
+
+
+def load(
+    folder: str | Path, weights: str = "ema", device: torch.device | str = "cpu", steps: int | None = None
+) -> Run:
+    """A trained model: a run folder, a folder in diffusers' format, or a hub id.
+
+    Args:
+        weights: "ema" or "raw".
+        steps: how many steps it will be sampled in, for runs that keep a model per number of steps.
+
+    Raises:
+        UserError: there is no model, it has no checkpoint yet, or it is damaged.
+    """
+    from core.runs import load_run
+
+    return load_run(folder, weights, device, steps, [_named(place) for place in FORMATS])
+
+
+def measure(config: SweepConfig) -> list[dict]:
+    """The rows of a sweep: points that its curves file does not hold yet are measured and appended.
+
+    Raises:
+        UserError: see eval.sweep.run.run_sweep.
+    """
+    from eval.sweep.run import run_sweep
+
+    return run_sweep(config, load)

@@ -1,0 +1,1 @@
+"""Command lines that make what ships with the repository: teachers, references, classifiers."""

@@ -1,0 +1,1 @@
+"""Models in the format of the diffusers library: read, described and written."""

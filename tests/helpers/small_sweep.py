@@ -1,0 +1,34 @@
+"""A sweep over four points of a tiny teacher of digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.config import parse
+from eval.rows import read_rows
+from eval.sweep.config import SweepConfig
+
+MACHINE = (
+    "seconds_per_image",
+    "peak_memory_bytes",
+    "device",
+    "commit",
+)  # what may differ between two measurements of one point
+
+
+def config(run: Path, out: Path, cache: str, entry: dict | None = None, **changes) -> SweepConfig:
+    values = {
+        "out": str(out),
+        "extractor": "digits-cnn",
+        "n": 30,
+        "bootstrap": 4,
+        "batch_size": 16,
+        "device": "cpu",
+        "cache": cache,
+        "entries": [{"run": str(run), "samplers": ["ddim", "heun"], "steps": [1, 3], **(entry or {})}],
+    }
+    return parse(SweepConfig, values | changes, "test")
+
+
+def comparable(path: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in MACHINE} for row in read_rows(path)]
