@@ -38,14 +38,18 @@ def _named(place: str) -> Any:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class that trains the method of that name; raises UserError with the nearest known one."""
+    """The class that trains the method of that name; raises UserError with the nearest known
+    one."""
     if name not in METHODS:
         raise UserError(f"unknown method '{name}'{nearest(name, METHODS)}")
     return _named(METHODS[name])
 
 
 def load(
-    folder: str | Path, weights: str = "ema", device: torch.device | str = "cpu", steps: int | None = None
+    folder: str | Path,
+    weights: str = "ema",
+    device: torch.device | str = "cpu",
+    steps: int | None = None,
 ) -> Run:
     """A trained model: a run folder, a folder in diffusers' format, or a hub id.
 

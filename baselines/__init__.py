@@ -1,1 +1,2 @@
-"""Generators of another kind, for comparison: what diffusion's competitors give for one evaluation and the same budget."""
+"""Generators of another kind, for comparison: what diffusion's competitors give for one evaluation
+and the same budget."""

@@ -14,8 +14,9 @@ from core.training.method import Context, Loss, Method, MethodConfig, Progress, 
 
 
 class GANConfig(MethodConfig):
-    """critic: its size; critic_lr: its learning rate, falling linearly to 0 over the budget; gamma_start, gamma_end: weight of
-    the gradient penalties, falling geometrically over the budget."""
+    """critic: its size; critic_lr: its learning rate, falling linearly to 0 over the budget;
+    gamma_start, gamma_end: weight of the gradient penalties, falling geometrically over the
+    budget."""
 
     critic: ConvolutionalConfig = ConvolutionalConfig()
     critic_lr: float = 2e-4
@@ -24,19 +25,23 @@ class GANConfig(MethodConfig):
 
 
 class GAN(Method):
-    """Generator and critic play the relativistic pairing game with zero-centred gradient penalties on both sides:
+    """Generator and critic play the relativistic pairing game with zero-centred gradient penalties
+    on both sides:
 
-        critic:     min E softplus(D(G(z)) - D(x)) + gamma/2 E ||grad D(x)||^2 + gamma/2 E ||grad D(G(z))||^2
-        generator:  min E softplus(D(x) - D(G(z)))
-    (eq. 2 with D's sign turned so that real images score high, and the penalties R1 and R2 of sec. 3). The game converges
-    locally where the classic one with R1 alone need not. A pair of real and generated image has the same label; labels
-    enter the generator as an embedding beside the noise and the critic by projection.
+        critic:     min E softplus(D(G(z)) - D(x)) + gamma/2 E ||grad D(x)||^2 + gamma/2 E ||grad
+        D(G(z))||^2 generator:  min E softplus(D(x) - D(G(z)))
+    (eq. 2 with D's sign turned so that real images score high, and the penalties R1 and R2 of sec.
+    3). The game converges locally where the classic one with R1 alone need not. A pair of real and
+    generated image has the same label; labels enter the generator as an embedding beside the noise
+    and the critic by projection.
 
-    One step of the critic, then one of the generator, on the same real images with fresh noise; Adam without momentum
-    (beta_1 = 0; set optimizer.betas and clip = 0 for the generator). The generator's moving average is what is sampled.
+    One step of the critic, then one of the generator, on the same real images with fresh noise;
+    Adam without momentum (beta_1 = 0; set optimizer.betas and clip = 0 for the generator). The
+    generator's moving average is what is sampled.
 
-    Deviations: blocks of two 3x3 convolutions in place of grouped ones (core/networks/convolutional.py), no augmentation, and
-    with train.accumulate > 1 the critic steps on every micro-batch.
+    Deviations: blocks of two 3x3 convolutions in place of grouped ones
+    (core/networks/convolutional.py), no augmentation, and with train.accumulate > 1 the critic
+    steps on every micro-batch.
     """
 
     Config = GANConfig
@@ -47,8 +52,12 @@ class GAN(Method):
         self.source, self.model = ImageSource(data, context.seed), new_model(self.spec, context)
         torch.manual_seed(context.seed + 1)
         classes = self.model.network.num_classes
-        self.critic = Encoder(config.critic, data.channels, data.side, classes, 1, projection=True).to(context.device)
-        self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr, betas=(0.0, 0.99))
+        self.critic = Encoder(
+            config.critic, data.channels, data.side, classes, 1, projection=True
+        ).to(context.device)
+        self.optimizer = torch.optim.Adam(
+            self.critic.parameters(), lr=config.critic_lr, betas=(0.0, 0.99)
+        )
 
     def frozen(self) -> dict[str, nn.Module]:
         return {"critic": self.critic}
@@ -79,20 +88,25 @@ class GAN(Method):
         self.critic.requires_grad_(True)
         return Loss(F.softplus(-gap).flatten(), t)
 
-    def _train_critic(self, real: Tensor, fake: Tensor, label: Tensor | None, progress: Progress) -> None:
+    def _train_critic(
+        self, real: Tensor, fake: Tensor, label: Tensor | None, progress: Progress
+    ) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.critic_lr * (1 - progress.fraction)
         critic_loss(self.critic, real, fake, label, self.gamma(progress.fraction)).mean().backward()
-        # The hooks that count see both forwards and their backward; each penalty takes one backward to the image and one
-        # through that, which they do not see.
+        # The hooks that count see both forwards and their backward; each penalty takes one backward
+        # to the image and one through that, which they do not see.
         self.unseen_evals += 3.0 * (len(real) + len(fake))
         average_gradients(self.critic)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def critic_loss(critic: nn.Module, real: Tensor, fake: Tensor, label: Tensor | None, gamma: float) -> Tensor:
-    """[B]: softplus(D(G(z)) - D(x)) + gamma/2 (||grad D(x)||^2 + ||grad D(G(z))||^2) for images [B, C, S, S]."""
+def critic_loss(
+    critic: nn.Module, real: Tensor, fake: Tensor, label: Tensor | None, gamma: float
+) -> Tensor:
+    """[B]: softplus(D(G(z)) - D(x)) + gamma/2 (||grad D(x)||^2 + ||grad D(G(z))||^2) for images [B,
+    C, S, S]."""
     real, fake = real.detach().requires_grad_(True), fake.detach().requires_grad_(True)
     a, b = critic(real, label), critic(fake, label)
     (grad_real,) = torch.autograd.grad(a.sum(), real, create_graph=True)

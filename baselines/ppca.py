@@ -1,4 +1,5 @@
-"""Probabilistic principal component analysis (Tipping and Bishop 1999, "Probabilistic Principal Component Analysis")."""
+"""Probabilistic principal component analysis (Tipping and Bishop 1999, "Probabilistic Principal
+Component Analysis")."""
 
 from __future__ import annotations
 
@@ -10,7 +11,16 @@ from torch import Tensor
 from baselines.one_step import one_step_spec
 from core.data import Batch, ImageSource
 from core.errors import UserError
-from core.training.method import Context, Loss, Method, MethodConfig, Progress, Spent, Stage, new_model
+from core.training.method import (
+    Context,
+    Loss,
+    Method,
+    MethodConfig,
+    Progress,
+    Spent,
+    Stage,
+    new_model,
+)
 
 
 class PPCAConfig(MethodConfig):
@@ -20,10 +30,11 @@ class PPCAConfig(MethodConfig):
 class PPCA(Method):
     """x ~ N(mu, W W^T + s^2 I), by maximum likelihood in closed form: no steps of training.
 
-    s^2 is the mean of the eigenvalues left out (eq. 8) and W = U (L - s^2 I)^(1/2) of those kept (eq. 7). Sampling writes the
-    symmetric root of the covariance, U L^(1/2) U^T + s (I - U U^T), so that one image's worth of noise is enough where the
-    paper's W z + mu + s eps draws q numbers more; the distribution is the same. One model a class, and one of all images
-    for the null label: a mixture with known memberships.
+    s^2 is the mean of the eigenvalues left out (eq. 8) and W = U (L - s^2 I)^(1/2) of those kept
+    (eq. 7). Sampling writes the symmetric root of the covariance, U L^(1/2) U^T + s (I - U U^T), so
+    that one image's worth of noise is enough where the paper's W z + mu + s eps draws q numbers
+    more; the distribution is the same. One model a class, and one of all images for the null label:
+    a mixture with known memberships.
     """
 
     Config = PPCAConfig
@@ -35,7 +46,9 @@ class PPCA(Method):
         self.model, self.source = new_model(self.spec, context), ImageSource(data, context.seed)
         network, latent = self.model.network, self.spec.network.latent
         images = (data.images.double() / 127.5 - 1).flatten(1)
-        classes = [data.labels == c for c in range(network.num_classes)] + [torch.ones(len(images), dtype=torch.bool)]
+        classes = [data.labels == c for c in range(network.num_classes)] + [
+            torch.ones(len(images), dtype=torch.bool)
+        ]
         with torch.no_grad():
             for row, members in enumerate(classes):
                 mean, U, scales, rest = fit(images[members], latent)
@@ -54,16 +67,25 @@ class PPCA(Method):
 
 
 def fit(x: Tensor, latent: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Maximum likelihood of x [N, D]: mean [D], principal directions U [D, latent], the roots of their eigenvalues [latent],
-    and s [].
+    """Maximum likelihood of x [N, D]: mean [D], principal directions U [D, latent], the roots of
+    their eigenvalues [latent], and s [].
 
     Raises:
         UserError: fewer images than directions.
     """
     N, D = x.shape
     if not latent < min(N, D):
-        raise UserError(f"network.latent={latent}: PPCA of {N} images of {D} numbers has at most {min(N, D) - 1} directions")
+        raise UserError(
+            f"network.latent={latent}: PPCA of {N} images of {D} numbers has at most {min(N, D) - 1} directions"
+        )
     mean = x.mean(0)
-    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / N)  # ascending; the likelihood's own 1 / N
+    values, vectors = torch.linalg.eigh(
+        (x - mean).T @ (x - mean) / N
+    )  # ascending; the likelihood's own 1 / N
     values = values.clamp(min=0)
-    return mean, vectors[:, -latent:].flip(1), values[-latent:].flip(0).sqrt(), values[:-latent].mean().sqrt()
+    return (
+        mean,
+        vectors[:, -latent:].flip(1),
+        values[-latent:].flip(0).sqrt(),
+        values[:-latent].mean().sqrt(),
+    )

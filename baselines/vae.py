@@ -1,4 +1,5 @@
-"""A variational autoencoder (Kingma and Welling 2014, arXiv 1312.6114) with a calibrated decoder (Rybkin et al. 2021)."""
+"""A variational autoencoder (Kingma and Welling 2014, arXiv 1312.6114) with a calibrated decoder
+(Rybkin et al. 2021)."""
 
 from __future__ import annotations
 
@@ -17,11 +18,13 @@ class VAEConfig(MethodConfig):
 
 
 class VAE(Method):
-    """Minimises -E_q log p(x | z) + KL(q(z | x) || p(z)) (eq. 10 of the paper), in nats per number of the image.
+    """Minimises -E_q log p(x | z) + KL(q(z | x) || p(z)) (eq. 10 of the paper), in nats per number
+    of the image.
 
-    p(x | z) is Gaussian with one standard deviation for all pixels, learned with the rest: the sigma-VAE (Rybkin et al.
-    2021, arXiv 2006.13202, sec. 3), which needs no weight on the KL term to be tuned. Given a class, encoder and decoder see
-    its label. Samples are the decoder's mean, as is usual: its pixel noise would only be seen as noise.
+    p(x | z) is Gaussian with one standard deviation for all pixels, learned with the rest: the
+    sigma-VAE (Rybkin et al. 2021, arXiv 2006.13202, sec. 3), which needs no weight on the KL term
+    to be tuned. Given a class, encoder and decoder see its label. Samples are the decoder's mean,
+    as is usual: its pixel noise would only be seen as noise.
     """
 
     Config = VAEConfig
@@ -37,14 +40,23 @@ class VAE(Method):
         t = torch.ones(len(x), device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.model.autocast):
             given, mean, log_variance = self.model.network(x, t, None, batch.label, noise=noise)
-        network = getattr(self.model.network, "module", self.model.network)  # behind accelerate's wrapper, if any
-        return Loss(negative_elbo(x, given.float(), mean.float(), log_variance.float(), network.log_std), t)
+        network = getattr(
+            self.model.network, "module", self.model.network
+        )  # behind accelerate's wrapper, if any
+        return Loss(
+            negative_elbo(x, given.float(), mean.float(), log_variance.float(), network.log_std), t
+        )
 
 
-def negative_elbo(x: Tensor, given: Tensor, mean: Tensor, log_variance: Tensor, log_std: Tensor) -> Tensor:
-    """[B], nats per number: x, given [B, C, S, S] and its decoding, mean, log_variance [B, latent] of the code, log_std []."""
+def negative_elbo(
+    x: Tensor, given: Tensor, mean: Tensor, log_variance: Tensor, log_std: Tensor
+) -> Tensor:
+    """[B], nats per number: x, given [B, C, S, S] and its decoding, mean, log_variance [B, latent]
+    of the code, log_std []."""
     D = x[0].numel()
     squares = (x - given).square().flatten(1).sum(1)
-    reconstruction = 0.5 * squares * torch.exp(-2 * log_std) + D * (log_std + 0.5 * math.log(2 * math.pi))
+    reconstruction = 0.5 * squares * torch.exp(-2 * log_std) + D * (
+        log_std + 0.5 * math.log(2 * math.pi)
+    )
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
     return (reconstruction + divergence) / D

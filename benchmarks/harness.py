@@ -1,11 +1,13 @@
-"""Speed of the harness: what measuring a point costs on top of sampling it and extracting features, and what metrics cost.
+"""Speed of the harness: what measuring a point costs on top of sampling it and extracting features,
+and what metrics cost.
 
     python -m benchmarks.harness runs/quickstart/teacher --steps 16 --n 2000
     python -m benchmarks.harness runs/quickstart/teacher --metrics-n 10000
 
-Harness and bare loop run in the same process, in alternation, so that both see the same machine; the overhead is the median of
-their ratio within a pair. On the processor, seconds are the process's own (CPU time). Metrics are timed on features of the
-extractor's width, drawn at random, against 5,000 kept features.
+Harness and bare loop run in the same process, in alternation, so that both see the same machine;
+the overhead is the median of their ratio within a pair. On the processor, seconds are the process's
+own (CPU time). Metrics are timed on features of the extractor's width, drawn at random, against
+5,000 kept features.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ OVERHEAD, METRICS_SECONDS = 0.10, 5.0  # goals
 
 
 def seconds_of(action: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call: on a GPU wall clock, its queue emptied before and after; on the processor those that this process
-    computed (summed over its threads), which other jobs on the machine change less."""
+    """Seconds of one call: on a GPU wall clock, its queue emptied before and after; on the
+    processor those that this process computed (summed over its threads), which other jobs on the
+    machine change less."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -50,10 +53,13 @@ def seconds_of(action: Callable[[], None], device: torch.device) -> float:
 
 
 def overhead(config: SweepConfig, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds [repeats] of the harness for one point, and of the bare loop over the same images; one round of warming up."""
+    """Seconds [repeats] of the harness for one point, and of the bare loop over the same images;
+    one round of warming up."""
     sweep = Sweep(config, start_processes(cpu=config.device == "cpu"), load)
     (task,), (extractor,) = sweep.tasks, sweep.extractors
-    sweep.references[extractor.name] = shared_reference(sweep.data, extractor, sweep.config.cache, sweep.state)
+    sweep.references[extractor.name] = shared_reference(
+        sweep.data, extractor, sweep.config.cache, sweep.state
+    )
 
     def harness() -> None:
         sweep.done.clear()
@@ -74,14 +80,17 @@ def overhead(config: SweepConfig, repeats: int) -> tuple[list[float], list[float
 
 
 def metric_seconds(width: int, n: int, bootstrap: int) -> dict[str, float]:
-    """Seconds of all metrics of one row, and of each, for n random features against 5,000 kept ones."""
+    """Seconds of all metrics of one row, and of each, for n random features against 5,000 kept
+    ones."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(width, width, generator=generator) / width**0.5
     features, kept = (torch.randn(size, width, generator=generator) @ mixing for size in (n, 5000))
     reference = Reference(distances.statistics(kept), kept, 5000, "", {})
     cpu = torch.device("cpu")  # features are kept there, whatever device made them
     parts = {
-        "distance": lambda: distances.frechet_distance(distances.statistics(features), reference.statistics),
+        "distance": lambda: distances.frechet_distance(
+            distances.statistics(features), reference.statistics
+        ),
         "bootstrap": lambda: distances.bootstrap_std(features, reference.statistics, bootstrap),
         "kid": lambda: distances.kernel_distance(features, kept),
         "precision and recall": lambda: distances.precision_recall(features, kept),
@@ -100,15 +109,26 @@ def extraction_seconds(extractor: Extractor, channels: int, side: int, n: int) -
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.harness",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", help="folder of a trained run")
     parser.add_argument("--extractor", default="digits-cnn", help="default: %(default)s")
     parser.add_argument("--sampler", default="ddim", help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=16, help="default: %(default)s")
-    parser.add_argument("--n", type=int, default=2000, help="images of the point (default: %(default)s)")
-    parser.add_argument("--metrics-n", type=int, default=10_000, help="features for the metrics (default: %(default)s)")
-    parser.add_argument("--bootstrap", type=int, default=20, help="resamples of both (default: %(default)s)")
+    parser.add_argument(
+        "--n", type=int, default=2000, help="images of the point (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--metrics-n",
+        type=int,
+        default=10_000,
+        help="features for the metrics (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bootstrap", type=int, default=20, help="resamples of both (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="pairs (default: %(default)s)")
     parser.add_argument("--device", help="default: a GPU if there is one")
     a = parser.parse_args()
@@ -136,13 +156,21 @@ def main() -> None:
     print()
     parts = metric_seconds(extractor.width, a.metrics_n, a.bootstrap)
     extraction = extraction_seconds(extractor, sweep.data.channels, sweep.data.side, a.metrics_n)
-    print(f"| metrics of {a.metrics_n} features of width {extractor.width} | seconds | to extracting them |")
+    print(
+        f"| metrics of {a.metrics_n} features of width {extractor.width} | seconds | to extracting them |"
+    )
     print("|---|---:|---:|")
     for name, seconds in parts.items():
         print(f"| {name} | {seconds:.2f} | {seconds / extraction:.2f} |")
     whole = parts["all of a row"]
-    for words, value, goal in [("overhead", ratio - 1, OVERHEAD), ("seconds of all metrics", whole, METRICS_SECONDS)]:
-        print(f"{words}: {value:.3f}, goal at most {goal:g}: {'met' if value <= goal else 'MISSED'}", file=sys.stderr)
+    for words, value, goal in [
+        ("overhead", ratio - 1, OVERHEAD),
+        ("seconds of all metrics", whole, METRICS_SECONDS),
+    ]:
+        print(
+            f"{words}: {value:.3f}, goal at most {goal:g}: {'met' if value <= goal else 'MISSED'}",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

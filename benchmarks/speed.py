@@ -1,8 +1,10 @@
-"""Speed, measured in pairs: our U-Net against diffusers' of the same shape, and samplers against bare network forwards.
+"""Speed, measured in pairs: our U-Net against diffusers' of the same shape, and samplers against
+bare network forwards.
 
-Each pair runs in the same process, alternating, so that both see the same machine; the table gives medians over repeats of
-the ratio within a pair. The two networks have the same widths, depth, attention levels, heads, scale-shift time embedding
-and class embedding, and differ only in what each library does with them.
+Each pair runs in the same process, alternating, so that both see the same machine; the table gives
+medians over repeats of the ratio within a pair. The two networks have the same widths, depth,
+attention levels, heads, scale-shift time embedding and class embedding, and differ only in what
+each library does with them.
 """
 
 from __future__ import annotations
@@ -31,12 +33,22 @@ Action = Callable[[], None]
 class DiffusersUNet(nn.Module):
     """diffusers' UNet2DModel of the same shape, behind our call contract."""
 
-    def __init__(self, channels: int, side: int, widths: tuple[int, ...], blocks: int, attention: tuple[int, ...], head: int):
+    def __init__(
+        self,
+        channels: int,
+        side: int,
+        widths: tuple[int, ...],
+        blocks: int,
+        attention: tuple[int, ...],
+        head: int,
+    ):
         super().__init__()
         try:
             from diffusers import UNet2DModel
         except ImportError as error:
-            raise UserError("the benchmark compares with diffusers: pip install -r requirements-test.txt") from error
+            raise UserError(
+                "the benchmark compares with diffusers: pip install -r requirements-test.txt"
+            ) from error
         levels = range(len(widths))
         self.unet = UNet2DModel(
             sample_size=side,
@@ -44,12 +56,18 @@ class DiffusersUNet(nn.Module):
             out_channels=channels,
             block_out_channels=widths,
             layers_per_block=blocks,
-            down_block_types=tuple("AttnDownBlock2D" if i in attention else "DownBlock2D" for i in levels),
-            up_block_types=tuple("AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(levels)),
+            down_block_types=tuple(
+                "AttnDownBlock2D" if i in attention else "DownBlock2D" for i in levels
+            ),
+            up_block_types=tuple(
+                "AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(levels)
+            ),
             add_attention=levels[-1] in attention,
             attention_head_dim=head,
             norm_num_groups=min(32, widths[0] // 4),
-            attn_norm_num_groups=min(32, widths[0] // 4),  # else the attention in the middle has no norm at all
+            attn_norm_num_groups=min(
+                32, widths[0] // 4
+            ),  # else the attention in the middle has no norm at all
             resnet_time_scale_shift="scale_shift",
             num_class_embeds=CLASSES + 1,
         )
@@ -62,9 +80,13 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def paired(
-    actions: dict[str, Action], repeats: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
+    actions: dict[str, Action],
+    repeats: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each action, [repeats] each, after one round of warming up; the order alternates from round to round."""
+    """Seconds of each action, [repeats] each, after one round of warming up; the order alternates
+    from round to round."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for round_ in range(repeats + 1):
         for name in list(actions)[:: 1 if round_ % 2 else -1]:
@@ -111,7 +133,9 @@ def forwards(network: nn.Module, x: Tensor, times: Tensor, label: Tensor, autoca
     return run
 
 
-def sampling(network: nn.Module, name: str, x: Tensor, grid: Tensor, label: Tensor, autocast: bool) -> Action:
+def sampling(
+    network: nn.Module, name: str, x: Tensor, grid: Tensor, label: Tensor, autocast: bool
+) -> Action:
     """One whole sampling run along the grid."""
     denoiser = Conditioned(Model(network, VPCosine(), "v", autocast=autocast), label)
     rng, sampler = Noise(0, torch.arange(len(x), device=x.device)), make_sampler(name)
@@ -124,7 +148,12 @@ def sampling(network: nn.Module, name: str, x: Tensor, grid: Tensor, label: Tens
 
 
 def compare_networks(
-    ours: nn.Module, theirs: nn.Module, x: Tensor, autocast: bool, repeats: int, clock: Callable[[], float]
+    ours: nn.Module,
+    theirs: nn.Module,
+    x: Tensor,
+    autocast: bool,
+    repeats: int,
+    clock: Callable[[], float],
 ) -> Iterator[str]:
     """Lines of the first table: images per second in training and in forward passes."""
     label = torch.arange(len(x), device=x.device) % CLASSES
@@ -142,7 +171,12 @@ def compare_networks(
 
 
 def compare_samplers(
-    network: nn.Module, x: Tensor, steps: int, autocast: bool, repeats: int, clock: Callable[[], float]
+    network: nn.Module,
+    x: Tensor,
+    steps: int,
+    autocast: bool,
+    repeats: int,
+    clock: Callable[[], float],
 ) -> Iterator[str]:
     """Lines of the second table: whole sampling runs against as many bare forwards."""
     label = torch.arange(len(x), device=x.device) % CLASSES
@@ -165,25 +199,49 @@ def main() -> None:
     )
     parser.add_argument("--side", type=int, default=16, help="pixels of a side of the images")
     parser.add_argument("--channels", type=int, default=3, help="of the images")
-    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128], help="channels of each level, finest first")
+    parser.add_argument(
+        "--widths",
+        type=int,
+        nargs="+",
+        default=[64, 128],
+        help="channels of each level, finest first",
+    )
     parser.add_argument("--blocks", type=int, default=2, help="residual blocks a level")
-    parser.add_argument("--attention", type=int, nargs="*", default=[1], help="levels with self-attention, 0 = finest")
+    parser.add_argument(
+        "--attention",
+        type=int,
+        nargs="*",
+        default=[1],
+        help="levels with self-attention, 0 = finest",
+    )
     parser.add_argument("--head-width", type=int, default=32, help="channels of an attention head")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is by autocast")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="bfloat16 is by autocast",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=None, help="of the processor; None = PyTorch's choice")
+    parser.add_argument(
+        "--threads", type=int, default=None, help="of the processor; None = PyTorch's choice"
+    )
     parser.add_argument("--repeats", type=int, default=9, help="pairs measured for each line")
     parser.add_argument("--steps", type=int, default=20, help="of the samplers")
     parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine; with --threads 1 only"
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: processor time, for a busy machine; with --threads 1 only",
     )
     args = parser.parse_args()
     for name in ("batch", "repeats", "steps"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1")
     if args.clock == "cpu" and (args.threads != 1 or args.device != "cpu"):
-        raise UserError("--clock cpu counts waiting threads as work: it needs --threads 1 and --device cpu")
+        raise UserError(
+            "--clock cpu counts waiting threads as work: it needs --threads 1 and --device cpu"
+        )
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -191,16 +249,27 @@ def main() -> None:
         device = torch.device(args.device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{args.device}' is not to be had here: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"device '{args.device}' is not to be had here: {str(error).splitlines()[0]}"
+        ) from error
 
-    shape = (args.channels, args.side, tuple(args.widths), args.blocks, tuple(args.attention), args.head_width)
+    shape = (
+        args.channels,
+        args.side,
+        tuple(args.widths),
+        args.blocks,
+        tuple(args.attention),
+        args.head_width,
+    )
     ours, theirs = UNet(*shape, num_classes=CLASSES).to(device), DiffusersUNet(*shape).to(device)
     x = torch.randn(args.batch, args.channels, args.side, args.side, device=device)
     autocast = args.dtype == "bfloat16"
 
     size, their_size = (sum(p.numel() for p in n.parameters()) for n in (ours, theirs))
     threads = torch.get_num_threads()
-    print(f"{args.dtype}, {device}, {threads} threads, {args.clock} time, batch {args.batch}, {args.repeats} pairs a line")
+    print(
+        f"{args.dtype}, {device}, {threads} threads, {args.clock} time, batch {args.batch}, {args.repeats} pairs a line"
+    )
     print(f"parameters: ours {size:,}, diffusers {their_size:,}")
     print()
     for line in compare_networks(ours, theirs, x, autocast, args.repeats, CLOCKS[args.clock]):

@@ -1,1 +1,2 @@
-"""What every method shares: paths, predictions, networks, samplers, data, trainer, config, checkpoints."""
+"""What every method shares: paths, predictions, networks, samplers, data, trainer, config,
+checkpoints."""

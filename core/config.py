@@ -1,4 +1,5 @@
-"""Typed, frozen, strict configuration: YAML with a `base:` file, `key=value` overrides, one clear line for every mistake."""
+"""Typed, frozen, strict configuration: YAML with a `base:` file, `key=value` overrides, one clear
+line for every mistake."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from core.files import read_text
 
 
 class Strict(BaseModel):
-    """A section of a config: unknown keys and wrong types are errors, and nothing can be changed afterwards."""
+    """A section of a config: unknown keys and wrong types are errors, and nothing can be changed
+    afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
@@ -26,7 +28,8 @@ T = TypeVar("T", bound=Strict)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number (YAML 1.1 wants 1.0e-4) and refuses a key given twice."""
+    """SafeLoader that reads 1e-4 as a number (YAML 1.1 wants 1.0e-4) and refuses a key given
+    twice."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -36,7 +39,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
 )
 
 
@@ -48,30 +53,42 @@ def _load(text: str, source: str) -> Any:
 
 
 def _merge(base: dict, top: dict) -> dict:
-    """`top` over `base`, section by section; a section that names another `name` replaces the base's whole section."""
+    """`top` over `base`, section by section; a section that names another `name` replaces the
+    base's whole section."""
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
-        named = isinstance(value, dict) and isinstance(old, dict) and "name" in value and "name" in old
+        named = (
+            isinstance(value, dict) and isinstance(old, dict) and "name" in value and "name" in old
+        )
         other = named and value["name"] != old["name"]
-        merged[key] = _merge(old, value) if isinstance(value, dict) and isinstance(old, dict) and not other else value
+        merged[key] = (
+            _merge(old, value)
+            if isinstance(value, dict) and isinstance(old, dict) and not other
+            else value
+        )
     return merged
 
 
 def read_config(path: str | Path, overrides: list[str] = (), above: tuple[Path, ...] = ()) -> dict:
-    """A YAML file over its `base:` (a path relative to the file, and so on), then `section.key=value` overrides.
+    """A YAML file over its `base:` (a path relative to the file, and so on), then
+    `section.key=value` overrides.
 
-    The overrides are taken together: their order matters only where one key is given twice. `above` are the files that
-    this one is the base of.
+    The overrides are taken together: their order matters only where one key is given twice. `above`
+    are the files that this one is the base of.
     """
     path = Path(path)
     if path.resolve() in above:
         raise UserError(f"config {path}: its base files lead back to itself")
     if not path.is_file():
-        raise UserError(f"config {path} does not exist{nearest(path.name, [p.name for p in path.parent.glob('*.yaml')])}")
+        raise UserError(
+            f"config {path} does not exist{nearest(path.name, [p.name for p in path.parent.glob('*.yaml')])}"
+        )
     values = _load(read_text(path), str(path)) or {}
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a config is a mapping of keys to values, not a {type(values).__name__}")
+        raise UserError(
+            f"{path}: a config is a mapping of keys to values, not a {type(values).__name__}"
+        )
     if base := values.pop("base", None):
         values = _merge(read_config(path.parent / base, above=(*above, path.resolve())), values)
     return apply_overrides(values, overrides)
@@ -92,8 +109,9 @@ def apply_overrides(values: dict, overrides: list[str]) -> dict:
 
 
 def _walk(cls: type[Strict], location: tuple) -> tuple[type[Strict] | None, list[str]]:
-    """Follows a validation error's location from `cls`: the Strict class it leads to (None where it leads elsewhere), and
-    the keys as the user wrote them, without the tags by which pydantic names the members of a union."""
+    """Follows a validation error's location from `cls`: the Strict class it leads to (None where it
+    leads elsewhere), and the keys as the user wrote them, without the tags by which pydantic names
+    the members of a union."""
     keys: list[str] = []
     members: dict[str, type[Strict]] = {}  # of the union that was just entered, by tag
     for part in location:
@@ -113,7 +131,9 @@ def _walk(cls: type[Strict], location: tuple) -> tuple[type[Strict] | None, list
                 option, *rest = get_args(option)
                 members |= {tag.tag: option for tag in rest if isinstance(tag, Tag)}
             if get_origin(option) in (list, tuple, dict, Union, UnionType):
-                options = [a for a in get_args(option) if a is not type(None) and a is not Ellipsis] + options
+                options = [
+                    a for a in get_args(option) if a is not type(None) and a is not Ellipsis
+                ] + options
             elif isinstance(option, type) and issubclass(option, Strict):
                 found.append(option)
         cls = found[0] if found else None
@@ -124,7 +144,8 @@ def parse(cls: type[T], values: dict, source: str) -> T:
     """`values` as `cls`.
 
     Raises:
-        UserError: the first mistake, with `source`, the dotted key, and the nearest right key or the expected type.
+        UserError: the first mistake, with `source`, the dotted key, and the nearest right key or
+            the expected type.
     """
     try:
         # Through JSON, so that YAML lists become tuples while strings still do not become numbers.
@@ -135,7 +156,9 @@ def parse(cls: type[T], values: dict, source: str) -> T:
         key = ".".join(keys)
         if first["type"] == "extra_forbidden":
             section = _walk(cls, first["loc"][:-1])[0] or cls
-            raise UserError(f"{source}: unknown key '{key}'{nearest(first['loc'][-1], section.model_fields)}") from error
+            raise UserError(
+                f"{source}: unknown key '{key}'{nearest(first['loc'][-1], section.model_fields)}"
+            ) from error
         if first["type"] == "missing":
             raise UserError(f"{source}: key '{key}' is missing") from error
         if first["type"] == "union_tag_invalid":
@@ -158,5 +181,7 @@ def dump_config(config: Strict) -> str:
 
 def config_sha256(config: Strict, without: tuple[str, ...] = ()) -> str:
     """Hash of the resolved config but for the sections `without`."""
-    canonical = json.dumps(config.model_dump(mode="json", serialize_as_any=True, exclude=set(without)), sort_keys=True)
+    canonical = json.dumps(
+        config.model_dump(mode="json", serialize_as_any=True, exclude=set(without)), sort_keys=True
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()

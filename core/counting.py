@@ -10,8 +10,9 @@ from torch import nn
 
 
 class EvalCounter:
-    """forwards: samples that passed through the networks; evals: the same with 2 more for each that will be differentiated,
-    or 1 more where only the gradient to the input passes through a network that is not trained."""
+    """forwards: samples that passed through the networks; evals: the same with 2 more for each that
+    will be differentiated, or 1 more where only the gradient to the input passes through a network
+    that is not trained."""
 
     def __init__(self) -> None:
         self.forwards = 0
@@ -28,7 +29,8 @@ class EvalCounter:
 
 @contextmanager
 def count_evals(*networks: nn.Module) -> Iterator[EvalCounter]:
-    """Counts what passes through `networks` within the block; guidance, which doubles the batch, counts two a sample."""
+    """Counts what passes through `networks` within the block; guidance, which doubles the batch,
+    counts two a sample."""
     counter = EvalCounter()
     handles = [network.register_forward_pre_hook(counter._count) for network in networks]
     try:

@@ -21,7 +21,8 @@ os.umask(_UMASK)
 
 
 def _partial(path: Path) -> Path:
-    """A name beside `path` for this process; leftovers of processes that were killed are removed."""
+    """A name beside `path` for this process; leftovers of processes that were killed are
+    removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.partial"):
         owner = left.name.split(".")[-2]
@@ -116,7 +117,9 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None
+) -> None:
     """Writes safetensors with a checksum of the tensors; `about` is kept in the header."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as partial:

@@ -26,13 +26,15 @@ def _kind_of_path(value: Any) -> str:
 
 
 PathConfig = Annotated[
-    Annotated[Literal[tuple(PATHS)], Tag("name")] | Annotated[BetaTable, Tag("table")], Discriminator(_kind_of_path)
+    Annotated[Literal[tuple(PATHS)], Tag("name")] | Annotated[BetaTable, Tag("table")],
+    Discriminator(_kind_of_path),
 ]
 
 
 class ModelConfig(Strict):
-    """path: one of core.diffusion.paths.PATHS, or a table of betas (core.diffusion.tables.BetaTable); discrete_steps: train at the times
-    k / discrete_steps only (null = continuous time)."""
+    """path: one of core.diffusion.paths.PATHS, or a table of betas
+    (core.diffusion.tables.BetaTable); discrete_steps: train at the times k / discrete_steps only
+    (null = continuous time)."""
 
     network: NetworkConfig = UNetConfig()
     path: PathConfig = "vp-cosine"
@@ -60,13 +62,18 @@ class ModelSpec(ModelConfig):
 def build_model(spec: ModelSpec) -> Model:
     """A freshly initialised Model; raises UserError if the images do not fit the network."""
     network = spec.network.build(spec.channels, spec.side, spec.num_classes)
-    boundary = None if spec.boundary_t_min is None else Boundary(spec.boundary_t_min, spec.boundary_sigma_data)
+    boundary = (
+        None
+        if spec.boundary_t_min is None
+        else Boundary(spec.boundary_t_min, spec.boundary_sigma_data)
+    )
     path = make_path(spec.path) if isinstance(spec.path, str) else spec.path.build()
     return Model(network, path, spec.prediction, boundary, spec.discrete_steps, spec.autocast)
 
 
 def save_weights(path: Path, state: dict[str, torch.Tensor], spec: ModelSpec) -> None:
-    """Network weights as safetensors, with the spec in the header: the file alone rebuilds the model."""
+    """Network weights as safetensors, with the spec in the header: the file alone rebuilds the
+    model."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, path, metadata={"spec": spec.model_dump_json()})
 
@@ -77,9 +84,13 @@ def read_spec(path: Path) -> ModelSpec:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or incomplete ({error}): delete its checkpoint folder and train again") from error
+        raise UserError(
+            f"{path} is damaged or incomplete ({error}): delete its checkpoint folder and train again"
+        ) from error
     if "spec" not in metadata:
-        raise UserError(f"{path} is not a weights file of this repository: it carries no model spec")
+        raise UserError(
+            f"{path} is not a weights file of this repository: it carries no model spec"
+        )
     return parse(ModelSpec, json.loads(metadata["spec"]), str(path))
 
 
@@ -89,7 +100,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or incomplete ({error}): delete its checkpoint folder and train again") from error
+        raise UserError(
+            f"{path} is damaged or incomplete ({error}): delete its checkpoint folder and train again"
+        ) from error
 
 
 def load_weights(network: torch.nn.Module, path: Path) -> None:
@@ -102,7 +115,9 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     for name in sorted(given.keys() | wanted.keys()):
         if name not in given or name not in wanted:
             where = "the checkpoint" if name not in given else "this network"
-            raise UserError(f"{path} is of another architecture: tensor '{name}' is missing in {where}")
+            raise UserError(
+                f"{path} is of another architecture: tensor '{name}' is missing in {where}"
+            )
         if given[name].shape != wanted[name].shape:
             raise UserError(
                 f"{path} is of another architecture: tensor '{name}' is {tuple(given[name].shape)} in the checkpoint "

@@ -1,7 +1,9 @@
-"""Random numbers addressed by (seed, stream, sample index), so that no result depends on batch size or process count.
+"""Random numbers addressed by (seed, stream, sample index), so that no result depends on batch size
+or process count.
 
-Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in plain tensor arithmetic: the number
-at one address is the same on every device, in every batch, in every process, and nothing has to be saved to resume.
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in plain tensor
+arithmetic: the number at one address is the same on every device, in every batch, in every process,
+and nothing has to be saved to resume.
 """
 
 from __future__ import annotations
@@ -18,13 +20,17 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def _wide_product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a * b. The int64 product wraps, but its bits are those of the unsigned product."""
+    """High and low 32 bits of a * b. The int64 product wraps, but its bits are those of the
+    unsigned product."""
     product = b * a
     return (product >> 32) & MASK, product & MASK
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Ten rounds of Philox4x32. Counters are int64 tensors of values below 2**32; so are the four results."""
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox4x32. Counters are int64 tensors of values below 2**32; so are the four
+    results."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -42,8 +48,8 @@ class Noise:
         seed: any integer; its low 32 bits count.
         indices: [B] int64, the global index of each sample.
 
-    Each draw names a `stream` (what it is for) and a `step` (how often it has been asked for), so two draws never share
-    numbers unless they share all of (seed, stream, step, index).
+    Each draw names a `stream` (what it is for) and a `step` (how often it has been asked for), so
+    two draws never share numbers unless they share all of (seed, stream, step, index).
     """
 
     def __init__(self, seed: int, indices: Tensor):
@@ -69,7 +75,9 @@ class Noise:
         """[B] int64, uniform on 0..high - 1 (bias below high / 2**32)."""
         return (self._bits(1, stream, step)[:, 0] * high) >> 32
 
-    def normal(self, shape: tuple[int, ...], stream: str, step: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    def normal(
+        self, shape: tuple[int, ...], stream: str, step: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """[B, *shape] standard normal, by Box and Muller in float64."""
         count = math.prod(shape)
         half = -(-count // 2)

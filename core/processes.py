@@ -14,16 +14,19 @@ from core.errors import UserError
 
 
 def start_processes(cpu: bool = False) -> PartialState:
-    """The state that `torchrun` or `accelerate launch` prepared, or a single process without a launcher.
+    """The state that `torchrun` or `accelerate launch` prepared, or a single process without a
+    launcher.
 
     Args:
         cpu: stay on the processor even if there is a GPU; without one, no other choice is made.
 
     Raises:
-        UserError: a launcher started several processes that do not know of each other; each would do and write everything.
+        UserError: a launcher started several processes that do not know of each other; each would
+            do and write everything.
     """
     cpu = cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    # Left to itself, accelerate takes launched processes on a machine without a GPU for so many single ones.
+    # Left to itself, accelerate takes launched processes on a machine without a GPU for so many
+    # single ones.
     cpu = cpu or not torch.accelerator.is_available()
     # The timeout is long because the others wait while the main process computes a metric.
     state = PartialState(cpu=cpu, timeout=timedelta(hours=24))

@@ -28,7 +28,8 @@ from core.training.checkpoints import latest_checkpoint
 
 @dataclass(frozen=True)
 class Run:
-    """A model with its origin. ema: which weights these are, in words for a protocol; train_*: the price of training.
+    """A model with its origin. ema: which weights these are, in words for a protocol; train_*: the
+    price of training.
 
     data and the price are None where a model that was trained elsewhere does not say.
     """
@@ -85,7 +86,11 @@ class Load(Protocol):
     handed down, so that the rooms below know every format without importing any."""
 
     def __call__(
-        self, folder: str | Path, weights: str = "ema", device: torch.device | str = "cpu", steps: int | None = None
+        self,
+        folder: str | Path,
+        weights: str = "ema",
+        device: torch.device | str = "cpu",
+        steps: int | None = None,
     ) -> Run: ...
 
 
@@ -112,12 +117,20 @@ def load_run(
         for other in formats:
             if other.recognise(folder):
                 return other.load(folder, weights, device)
-        known = [p.parent.name for p in folder.parent.glob("*/config.yaml")] if folder.parent.is_dir() else []
+        known = (
+            [p.parent.name for p in folder.parent.glob("*/config.yaml")]
+            if folder.parent.is_dir()
+            else []
+        )
         hint = nearest(folder.name, known) if known else ""
-        raise NotARun(f"{folder} is not a run: it has no config.yaml{hint}; train it first (python -m scripts.train --help)")
+        raise NotARun(
+            f"{folder} is not a run: it has no config.yaml{hint}; train it first (python -m scripts.train --help)"
+        )
     checkpoint = latest_checkpoint(folder, steps)
     if checkpoint is None:
-        raise UserError(f"{folder} has no checkpoint yet: its training has not got that far, run it again")
+        raise UserError(
+            f"{folder} has no checkpoint yet: its training has not got that far, run it again"
+        )
     config = yaml.safe_load(read_text(folder / "config.yaml"))
     price = json.loads(read_text(checkpoint / "price.json"))
     file = checkpoint / f"{weights}.safetensors"
@@ -157,8 +170,9 @@ def sample_images(
 ) -> Tensor:
     """uint8 [B, C, H, W] images of the samples with these global indices (int64 [B]).
 
-    Noise comes from (seed, index), so batch size and process count change nothing. Where `label` is None, classes take turns
-    by index: a random number of images of each class would only add noise to whatever is measured.
+    Noise comes from (seed, index), so batch size and process count change nothing. Where `label` is
+    None, classes take turns by index: a random number of images of each class would only add noise
+    to whatever is measured.
     """
     chosen = make_sampler(sampler)
     if threshold not in THRESHOLDS:

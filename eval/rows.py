@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout  # PyTorch depends on it
 
 from core.errors import UserError
 
-# What makes two rows measurements of the same thing. Machine, batch size, process count and date do not.
+# What makes two rows measurements of the same thing. Machine, batch size, process count and date do
+# not.
 IDENTITY = (
     "dataset",
     "method",
@@ -34,10 +35,29 @@ IDENTITY = (
 )
 FULL_FID = 50_000  # the n that an FID without an n in its name has
 # Rows that agree in these may be drawn in one curve or table.
-PROTOCOL = ("dataset", "metric", "n", "extractor", "extractor_sha256", "reference", "reference_sha256")
-# What a line of a table or a curve of a plot has in common: everything but the number of steps. Not the weights: a run may keep
-# other weights for other numbers of steps, and is one curve all the same.
-SERIES = ("method", "run", "ema", "sampler", "guidance_scale", "threshold", "grid", "config_sha256", "seed")
+PROTOCOL = (
+    "dataset",
+    "metric",
+    "n",
+    "extractor",
+    "extractor_sha256",
+    "reference",
+    "reference_sha256",
+)
+# What a line of a table or a curve of a plot has in common: everything but the number of steps. Not
+# the weights: a run may keep other weights for other numbers of steps, and is one curve all the
+# same.
+SERIES = (
+    "method",
+    "run",
+    "ema",
+    "sampler",
+    "guidance_scale",
+    "threshold",
+    "grid",
+    "config_sha256",
+    "seed",
+)
 
 
 def identity(row: dict) -> tuple:
@@ -51,7 +71,8 @@ def series_key(row: dict) -> tuple:
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """All complete rows of a curves file; [] if there is none. A last line that was cut off by a kill is left out.
+    """All complete rows of a curves file; [] if there is none. A last line that was cut off by a
+    kill is left out.
 
     Raises:
         UserError: any other line that is not a row, with its number.
@@ -72,12 +93,15 @@ def read_rows(path: str | Path) -> list[dict]:
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):  # no newline after it: writing it was interrupted
                 break
-            raise UserError(f"{path}, line {number} is not a row of a curve ({error!r}): mend or delete that line") from error
+            raise UserError(
+                f"{path}, line {number} is not a row of a curve ({error!r}): mend or delete that line"
+            ) from error
     return rows
 
 
 def drop_torn_line(path: Path) -> None:
-    """Removes a last line that was cut off by a kill, or gives a whole one its newline, so that appending is safe."""
+    """Removes a last line that was cut off by a kill, or gives a whole one its newline, so that
+    appending is safe."""
     if not path.is_file():
         return
     content = path.read_bytes()
@@ -96,7 +120,8 @@ def drop_torn_line(path: Path) -> None:
 
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
-    """While the block runs, no other process may enter it for the same curves file: two sweeps would measure points twice.
+    """While the block runs, no other process may enter it for the same curves file: two sweeps
+    would measure points twice.
 
     Raises:
         UserError: another one is at it.
@@ -106,7 +131,9 @@ def only_writer(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise UserError(f"another sweep is writing {path}: wait for it, or give another out=FILE") from error
+        raise UserError(
+            f"another sweep is writing {path}: wait for it, or give another out=FILE"
+        ) from error
     try:
         yield
     finally:
@@ -123,10 +150,15 @@ def append_row(path: Path, row: dict) -> None:
 
 
 def measure_words(row: dict, key: str = "fid") -> str:
-    """The name a metric must go by: "FD@300", "FID", "KD@300", "FD∞"; only an FID of 50,000 images is called FID plainly."""
+    """The name a metric must go by: "FD@300", "FID", "KD@300", "FD∞"; only an FID of 50,000 images
+    is called FID plainly."""
     if key == "fid_infinity":
         return f"{row['metric']}∞"
-    names = {"fid": row["metric"], "kid": "KID" if row["metric"] == "FID" else "KD", "class_distance": "share of classes off"}
+    names = {
+        "fid": row["metric"],
+        "kid": "KID" if row["metric"] == "FID" else "KD",
+        "class_distance": "share of classes off",
+    }
     name = names.get(key, key)
     return name if row["metric"] == "FID" and row["n"] >= FULL_FID else f"{name}@{row['n']}"
 
@@ -137,13 +169,14 @@ def is_floor(row: dict) -> bool:
 
 
 def by_protocol(rows: list[dict]) -> list[list[dict]]:
-    """Rows grouped by PROTOCOL, in order of appearance: nothing measured differently ends up in one picture or table.
+    """Rows grouped by PROTOCOL, in order of appearance: nothing measured differently ends up in one
+    picture or table.
 
-    Of several rows of one series and number of steps only the last counts: the run was measured again after more training, or
-    with another error bar.
+    Of several rows of one series and number of steps only the last counts: the run was measured
+    again after more training, or with another error bar.
 
-    A floor joins every group that differs from it in n alone (a test split may be smaller than n); whoever shows it
-    there says so.
+    A floor joins every group that differs from it in n alone (a test split may be smaller than n);
+    whoever shows it there says so.
     """
 
     def key(row: dict, *without: str) -> tuple:

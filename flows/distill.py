@@ -1,4 +1,5 @@
-"""Distillation of a rectified flow into k steps (Liu et al. 2023, sec. 2.2 and app. of arXiv 2209.03003)."""
+"""Distillation of a rectified flow into k steps (Liu et al. 2023, sec. 2.2 and app. of arXiv
+2209.03003)."""
 
 from __future__ import annotations
 
@@ -10,12 +11,20 @@ from core.data import Batch
 from core.data.pairs import PairSource
 from core.diffusion.distances import Distance, distance
 from core.diffusion.times import on_grid
-from core.training.method import Context, MethodConfig, Progress, Regression, RegressionMethod, Spent, noise_of
+from core.training.method import (
+    Context,
+    MethodConfig,
+    Progress,
+    Regression,
+    RegressionMethod,
+    Spent,
+    noise_of,
+)
 
 
 class FlowDistillationConfig(MethodConfig):
-    """pairs: made by scripts.pairs, usually of the run named in init, from which the student starts; steps: k;
-    distance: squared, or pseudo-huber with c = huber * sqrt(dimension)."""
+    """pairs: made by scripts.pairs, usually of the run named in init, from which the student
+    starts; steps: k; distance: squared, or pseudo-huber with c = huber * sqrt(dimension)."""
 
     pairs: str
     init: str
@@ -25,11 +34,13 @@ class FlowDistillationConfig(MethodConfig):
 
 
 class FlowDistillation(RegressionMethod):
-    """For stored (eps, x0) of a flow, x_t on the straight line between them and t in {1/k, ..., 1}: ||x0 - (x_t - t u(x_t, t))||.
+    """For stored (eps, x0) of a flow, x_t on the straight line between them and t in {1/k, ..., 1}:
+    ||x0 - (x_t - t u(x_t, t))||.
 
     With k = 1 this is the paper's one-step distillation, x0 = eps - u(eps, 1).
 
-    Deviation: the paper's distance on images is LPIPS, which is trained on photographs; here squared error or pseudo-Huber.
+    Deviation: the paper's distance on images is LPIPS, which is trained on photographs; here
+    squared error or pseudo-Huber.
     """
 
     Config = FlowDistillationConfig

@@ -22,8 +22,9 @@ from core.training.method import (
 
 
 class RectifiedFlowConfig(MethodConfig):
-    """time: how t is drawn (core.diffusion.times); label_dropout: as for a teacher; pairs: a folder made by scripts.pairs,
-    which makes this reflow (null: noise independent of the data); init: a run of the same network to start from."""
+    """time: how t is drawn (core.diffusion.times); label_dropout: as for a teacher; pairs: a folder
+    made by scripts.pairs, which makes this reflow (null: noise independent of the data); init: a
+    run of the same network to start from."""
 
     time: TimeConfig = TimeConfig()
     label_dropout: float = 0.0
@@ -32,10 +33,12 @@ class RectifiedFlowConfig(MethodConfig):
 
 
 class RectifiedFlow(RegressionMethod):
-    """min E ||(eps - x0) - u(x_t, t)||^2 on x_t = (1 - t) x0 + t eps (eq. 1; t runs from data to noise here, so u has the
-    opposite sign of the paper's v). With stored pairs (eps, x0) of a flow or a teacher this is the k-th rectified flow.
+    """min E ||(eps - x0) - u(x_t, t)||^2 on x_t = (1 - t) x0 + t eps (eq. 1; t runs from data to
+    noise here, so u has the opposite sign of the paper's v). With stored pairs (eps, x0) of a flow
+    or a teacher this is the k-th rectified flow.
 
-    On a path other than the rectified one the target is that path's own dx/dt: flow matching (Lipman et al. 2023).
+    On a path other than the rectified one the target is that path's own dx/dt: flow matching
+    (Lipman et al. 2023).
     """
 
     Config = RectifiedFlowConfig
@@ -45,14 +48,20 @@ class RectifiedFlow(RegressionMethod):
         if config.init is None:
             data, self.spec = images_and_spec(context)
             if self.spec.prediction != "u":
-                raise UserError(f"model.prediction={self.spec.prediction}: a flow predicts u, the velocity")
+                raise UserError(
+                    f"model.prediction={self.spec.prediction}: a flow predicts u, the velocity"
+                )
             self.model = new_model(self.spec, context)
         else:
             if context.model is not None:
-                raise UserError("method.init brings its own network: remove the section 'model' from the config")
+                raise UserError(
+                    "method.init brings its own network: remove the section 'model' from the config"
+                )
             run = context.load(config.init, "ema", context.device)
             if run.spec.prediction != "u":
-                raise UserError(f"method.init={config.init} predicts {run.spec.prediction}: a flow predicts u, the velocity")
+                raise UserError(
+                    f"method.init={config.init} predicts {run.spec.prediction}: a flow predicts u, the velocity"
+                )
             self.spec, self.model = run.spec, run.model.train().requires_grad_(True)
             data = context.data.load().seen_by(run.num_classes)
         self.pairs = PairSource(config.pairs, context.seed) if config.pairs else None
@@ -63,7 +72,9 @@ class RectifiedFlow(RegressionMethod):
         self.sample_time = make_time_sampler(config.time)
 
     def spent(self) -> Spent:
-        return Spent(self.pairs.manifest.evals, self.pairs.manifest.seconds) if self.pairs else Spent()
+        return (
+            Spent(self.pairs.manifest.evals, self.pairs.manifest.seconds) if self.pairs else Spent()
+        )
 
     def target(self, batch: Batch, progress: Progress) -> Regression:
         path = self.model.path

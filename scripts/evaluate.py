@@ -1,13 +1,15 @@
-"""Measures runs over step counts and appends the rows to a curves file; points that are there already are not repeated.
+"""Measures runs over step counts and appends the rows to a curves file; points that are there
+already are not repeated.
 
-    python -m scripts.evaluate configs/digits/curve.yaml
-    python -m scripts.evaluate configs/digits/curve.yaml n=1000 sets=3 out=runs/x/curves.jsonl
-    python -m scripts.evaluate --run runs/digits/teacher --sampler ddim,unipc --steps 1,2,4 --n 449 --extractor digits-cnn
-    torchrun --standalone --nproc_per_node 2 -m scripts.evaluate configs/digits/curve.yaml
+    python -m scripts.evaluate configs/digits/curve.yaml python -m scripts.evaluate
+    configs/digits/curve.yaml n=1000 sets=3 out=runs/x/curves.jsonl python -m scripts.evaluate --run
+    runs/digits/teacher --sampler ddim,unipc --steps 1,2,4 --n 449 --extractor digits-cnn torchrun
+    --standalone --nproc_per_node 2 -m scripts.evaluate configs/digits/curve.yaml
 
-The last line shares the samples among processes, on GPUs or on processor cores; put `--` before options of ours, or torchrun takes
-them for its own (`-m scripts.evaluate -- --run ...`). `accelerate launch --num_processes N` does the same on GPUs; with --cpu it
-starts one process only, whatever N is.
+The last line shares the samples among processes, on GPUs or on processor cores; put `--` before
+options of ours, or torchrun takes them for its own (`-m scripts.evaluate -- --run ...`).
+`accelerate launch --num_processes N` does the same on GPUs; with --cpu it starts one process only,
+whatever N is.
 """
 
 from __future__ import annotations
@@ -29,13 +31,17 @@ def numbers(text: str, kind: type, option: str) -> list:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"{option} {text}: give numbers with commas between them, such as 1,2,4") from error
+        raise UserError(
+            f"{option} {text}: give numbers with commas between them, such as 1,2,4"
+        ) from error
 
 
 def from_options(a: argparse.Namespace) -> dict:
     """The sweep config that `--run` and the options beside it describe."""
     if not (a.steps and a.n and a.extractor):
-        raise UserError("--run needs --steps, --n and --extractor too: --steps 1,2,4 --n 449 --extractor digits-cnn")
+        raise UserError(
+            "--run needs --steps, --n and --extractor too: --steps 1,2,4 --n 449 --extractor digits-cnn"
+        )
     entry = {
         "run": a.run,
         "weights": a.weights,
@@ -48,7 +54,9 @@ def from_options(a: argparse.Namespace) -> dict:
     extractors = a.extractor.split(",")
     if not a.out and not Path(a.run).is_dir():
         file = f"runs/{Path(a.run).name}.jsonl"
-        raise UserError(f"--run {a.run} is no folder here: say with --out where its rows go, such as --out {file}")
+        raise UserError(
+            f"--run {a.run} is no folder here: say with --out where its rows go, such as --out {file}"
+        )
     return {
         "out": a.out or str(Path(a.run) / "curves.jsonl"),
         "data": {"name": a.data, "root": a.data_root, "side": a.data_side} if a.data else None,
@@ -63,24 +71,43 @@ def from_options(a: argparse.Namespace) -> dict:
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", nargs="*", help="a sweep's YAML file, then key=value overrides (with --run: overrides only)")
+    parser.add_argument(
+        "config",
+        nargs="*",
+        help="a sweep's YAML file, then key=value overrides (with --run: overrides only)",
+    )
     parser.add_argument("--run", help="a run, a diffusers folder or a hub id, instead of a config")
     parser.add_argument("--weights", default="ema", help="ema or raw (default: %(default)s)")
-    parser.add_argument("--sampler", default="ddim", help="with commas between several (default: %(default)s)")
+    parser.add_argument(
+        "--sampler", default="ddim", help="with commas between several (default: %(default)s)"
+    )
     parser.add_argument("--steps", help="such as 1,2,4,8")
-    parser.add_argument("--guidance-scale", default="1.0", help="with commas between several; 1.0 is off (default)")
-    parser.add_argument("--threshold", default="none", help="none, static, static-x0 or dynamic (default: %(default)s)")
+    parser.add_argument(
+        "--guidance-scale", default="1.0", help="with commas between several; 1.0 is off (default)"
+    )
+    parser.add_argument(
+        "--threshold",
+        default="none",
+        help="none, static, static-x0 or dynamic (default: %(default)s)",
+    )
     parser.add_argument("--grid", help="spacing of the times (default: the sampler's own)")
     parser.add_argument(
         "--extractor",
         help="digits-cnn, fashion-cnn, inception-v3-compat or inception-v3-compat-bf16; with commas between several",
     )
     parser.add_argument("--n", type=int, help="images a set")
-    parser.add_argument("--sets", type=int, default=1, help="disjoint sets: 1, or at least 3 (default: %(default)s)")
+    parser.add_argument(
+        "--sets", type=int, default=1, help="disjoint sets: 1, or at least 3 (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--data", help="for published models, which do not say: digits, fashion_mnist, cifar10 or folder")
+    parser.add_argument(
+        "--data",
+        help="for published models, which do not say: digits, fashion_mnist, cifar10 or folder",
+    )
     parser.add_argument("--data-root", help="where the files of --data are")
     parser.add_argument("--data-side", type=int, help="side of the images of --data folder")
     parser.add_argument("--out", help="curves file (default: curves.jsonl in the run's folder)")
@@ -89,12 +116,16 @@ def main() -> None:
         values, source = from_options(a), "command line"
         for override in a.config:
             if "=" not in override:
-                raise UserError(f"'{override}' beside --run: give either a config or --run, and overrides as key=value")
+                raise UserError(
+                    f"'{override}' beside --run: give either a config or --run, and overrides as key=value"
+                )
         values = apply_overrides(values, a.config)
     elif a.config:
         values, source = read_config(a.config[0], a.config[1:]), a.config[0]
     else:
-        raise UserError("nothing to measure: give a sweep's YAML file, or --run FOLDER (see --help)")
+        raise UserError(
+            "nothing to measure: give a sweep's YAML file, or --run FOLDER (see --help)"
+        )
     config = parse(SweepConfig, values, source)
     rows = run_sweep(config, load)
     if start_processes().is_main_process:

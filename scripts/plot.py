@@ -1,8 +1,9 @@
-"""Draws curves.png, seconds.png (both also as .svg) and samples.png from a curves file, without sampling anything.
+"""Draws curves.png, seconds.png (both also as .svg) and samples.png from a curves file, without
+sampling anything.
 
-python -m scripts.plot runs/quickstart/curves.jsonl
-python -m scripts.plot a/curves.jsonl b/curves.jsonl --out pictures --markdown table.md --relative-to teacher
-python -m scripts.plot runs/quickstart/curves.jsonl --only run=teacher --out teacher
+python -m scripts.plot runs/quickstart/curves.jsonl python -m scripts.plot a/curves.jsonl
+b/curves.jsonl --out pictures --markdown table.md --relative-to teacher python -m scripts.plot
+runs/quickstart/curves.jsonl --only run=teacher --out teacher
 """
 
 from __future__ import annotations
@@ -25,16 +26,28 @@ from eval.rows import is_floor, read_rows
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("curves", type=Path, nargs="+", help="curves.jsonl, or several to draw together")
-    parser.add_argument("--out", type=Path, help="folder for the pictures (default: that of the first curves file)")
-    parser.add_argument("--markdown", type=Path, help="also write the tables, as Markdown, to this file")
-    parser.add_argument(
-        "--relative-to", metavar="RUN", help="and a table of ratios to the best that the run of this name reaches"
+        prog="python -m scripts.plot",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--only", metavar="SELECTOR", help="some rows: a method, or key=value pairs with commas between them, and their floors"
+        "curves", type=Path, nargs="+", help="curves.jsonl, or several to draw together"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for the pictures (default: that of the first curves file)"
+    )
+    parser.add_argument(
+        "--markdown", type=Path, help="also write the tables, as Markdown, to this file"
+    )
+    parser.add_argument(
+        "--relative-to",
+        metavar="RUN",
+        help="and a table of ratios to the best that the run of this name reaches",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="SELECTOR",
+        help="some rows: a method, or key=value pairs with commas between them, and their floors",
     )
     a = parser.parse_args()
     if a.relative_to and not a.markdown:
@@ -44,7 +57,9 @@ def main() -> None:
         if not file.exists():
             raise UserError(f"{file} does not exist: python -m scripts.evaluate writes it")
         for row in read_rows(file):
-            if row["samples"]:  # so that every row's samples are relative to the first file's folder
+            if row[
+                "samples"
+            ]:  # so that every row's samples are relative to the first file's folder
                 row["samples"] = os.path.relpath(file.parent / row["samples"], a.curves[0].parent)
             rows.append(row)
     if a.only:
@@ -54,7 +69,10 @@ def main() -> None:
         print(path)
     if a.markdown:
         a.markdown.parent.mkdir(parents=True, exist_ok=True)
-        write_text(a.markdown, f"{markdown_tables(rows)}\n\n{ratios}{ranking_tables(rows)}\n\n{trade_off_tables(rows)}\n")
+        write_text(
+            a.markdown,
+            f"{markdown_tables(rows)}\n\n{ratios}{ranking_tables(rows)}\n\n{trade_off_tables(rows)}\n",
+        )
         print(a.markdown)
 
 

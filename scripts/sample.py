@@ -1,7 +1,8 @@
-"""Sample images from a run, as a grid (PNG) or as single files; optionally a film of the running guess.
+"""Sample images from a run, as a grid (PNG) or as single files; optionally a film of the running
+guess.
 
-python -m scripts.sample runs/digits/teacher --sampler unipc --steps 8 --out samples.png
-python -m scripts.sample runs/digits/teacher --steps 16 --label 3 --guidance-scale 2 --count 100 --folder out/
+python -m scripts.sample runs/digits/teacher --sampler unipc --steps 8 --out samples.png python -m
+scripts.sample runs/digits/teacher --steps 16 --label 3 --guidance-scale 2 --count 100 --folder out/
 """
 
 from __future__ import annotations
@@ -24,22 +25,57 @@ from core.sampling.solvers import SAMPLERS, Progress
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", help="folder of the run")
-    parser.add_argument("--sampler", default="ddim", help=f"one of {', '.join(SAMPLERS)} (default: %(default)s)")
-    parser.add_argument("--steps", type=int, required=True, help="intervals; Heun evaluates the network twice in each")
-    parser.add_argument("--grid", help=f"spacing of the times: {', '.join(GRID_NAMES)} (default: the sampler's own)")
+    parser.add_argument(
+        "--sampler", default="ddim", help=f"one of {', '.join(SAMPLERS)} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        required=True,
+        help="intervals; Heun evaluates the network twice in each",
+    )
+    parser.add_argument(
+        "--grid", help=f"spacing of the times: {', '.join(GRID_NAMES)} (default: the sampler's own)"
+    )
     parser.add_argument("--count", type=int, default=64, help="images (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (default: %(default)s)")
-    parser.add_argument("--label", type=int, help="class of all images (default: classes take turns)")
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance; 1.0 is off (default)")
-    parser.add_argument("--threshold", default="none", help="none, static, static-x0 or dynamic (default: %(default)s)")
-    parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="sample i depends on (seed, i) alone (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--label", type=int, help="class of all images (default: classes take turns)"
+    )
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=1.0,
+        help="classifier-free guidance; 1.0 is off (default)",
+    )
+    parser.add_argument(
+        "--threshold",
+        default="none",
+        help="none, static, static-x0 or dynamic (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s"
+    )
     parser.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="PNG file for the grid")
-    parser.add_argument("--folder", type=Path, help="folder for single PNG files, 000000.png and on")
-    parser.add_argument("--trajectory", type=Path, help="PNG of the running guess of x0: a row a step, first 8 samples")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for single PNG files, 000000.png and on"
+    )
+    parser.add_argument(
+        "--trajectory",
+        type=Path,
+        help="PNG of the running guess of x0: a row a step, first 8 samples",
+    )
     a = parser.parse_args()
     if not (a.out or a.folder or a.trajectory):
         raise UserError("nowhere to write: give --out, --folder or --trajectory")
@@ -50,18 +86,33 @@ def main() -> None:
     film: list[torch.Tensor] = []
     parts = []
     with tqdm(
-        total=a.count * max(a.steps, 1), desc=f"{run.name}: {a.sampler}", unit="step", dynamic_ncols=True, disable=None
+        total=a.count * max(a.steps, 1),
+        desc=f"{run.name}: {a.sampler}",
+        unit="step",
+        dynamic_ncols=True,
+        disable=None,
     ) as bar:
         for indices in torch.arange(a.count).split(a.batch_size):
 
-            def after_step(p: Progress, first: bool = int(indices[0]) == 0, size: int = len(indices)) -> None:
+            def after_step(
+                p: Progress, first: bool = int(indices[0]) == 0, size: int = len(indices)
+            ) -> None:
                 bar.update(size)
                 if first and a.trajectory:
                     film.append(to_uint8(p.x0[:8]).cpu())
 
             parts.append(
                 sample_images(
-                    run, a.sampler, a.steps, indices, a.seed, a.guidance_scale, a.threshold, a.grid, a.label, after_step
+                    run,
+                    a.sampler,
+                    a.steps,
+                    indices,
+                    a.seed,
+                    a.guidance_scale,
+                    a.threshold,
+                    a.grid,
+                    a.label,
+                    after_step,
                 )
             )
     images = torch.cat(parts)

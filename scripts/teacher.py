@@ -1,4 +1,5 @@
-"""Teachers and other models to look at, to check and to pass on: runs, folders in diffusers' format, and hub ids.
+"""Teachers and other models to look at, to check and to pass on: runs, folders in diffusers'
+format, and hub ids.
 
     python -m scripts.teacher info google/ddpm-cifar10-32
     python -m scripts.teacher verify teachers/shipped/fashion_mnist --all
@@ -6,9 +7,10 @@
     python -m scripts.teacher export runs/digits/teacher exported/digits-teacher
     python -m scripts.teacher export runs/digits/progressive exported/digits-in-2-steps --steps 2
 
-verify measures what card.json beside the model promises, or --card, a file like it or rows of scripts.evaluate (the cheapest
-row, or all), and exits with code 1 if it is worse by more than 4 standard deviations. export writes diffusers' format: UNet2DModel
-where that is exact, else with a module of its own, and a README.md that says how to sample it.
+verify measures what card.json beside the model promises, or --card, a file like it or rows of
+scripts.evaluate (the cheapest row, or all), and exits with code 1 if it is worse by more than 4
+standard deviations. export writes diffusers' format: UNet2DModel where that is exact, else with a
+module of its own, and a README.md that says how to sample it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,11 @@ def check(a: argparse.Namespace) -> None:
     from teachers.diffusers_format.read import published_folder
 
     run = lab.load(a.run)
-    card = read_rows_as_card(a.card, run.name) if a.card else read_card(published_folder(run) or run.folder)
+    card = (
+        read_rows_as_card(a.card, run.name)
+        if a.card
+        else read_card(published_folder(run) or run.folder)
+    )
     if card is None:
         raise UserError(
             f"{a.run} has no card.json, so there is nothing it promises: give --card FILE, a card or rows that python -m "
@@ -56,7 +62,10 @@ def check(a: argparse.Namespace) -> None:
     verdicts = []
     for verdict in verify(a.run, card, lab.load, a.all, data, a.device):
         if verdict.other_weights:
-            print(f"warning: {card.file} describes other weights ({verdict.other_weights[:12]}...) than these", file=sys.stderr)
+            print(
+                f"warning: {card.file} describes other weights ({verdict.other_weights[:12]}...) than these",
+                file=sys.stderr,
+            )
         print(verdict, flush=True)
         verdicts.append(verdict)
     if any(verdict.worse for verdict in verdicts):
@@ -77,7 +86,9 @@ def write(a: argparse.Namespace) -> None:
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.teacher", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.teacher",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="info|verify|export")
     for name, function, words in (
@@ -88,20 +99,40 @@ def main() -> None:
         command = commands.add_parser(name, help=words, description=words)
         command.set_defaults(function=function)
         command.add_argument(
-            "run", help="folder of a run, folder in diffusers' format, or hub id such as google/ddpm-cifar10-32"
+            "run",
+            help="folder of a run, folder in diffusers' format, or hub id such as google/ddpm-cifar10-32",
         )
         if name == "verify":
-            command.add_argument("--all", action="store_true", help="every row of the card, not only the cheapest")
-            command.add_argument("--data", help="what to compare with, where neither run nor card says: such as cifar10")
+            command.add_argument(
+                "--all", action="store_true", help="every row of the card, not only the cheapest"
+            )
+            command.add_argument(
+                "--data",
+                help="what to compare with, where neither run nor card says: such as cifar10",
+            )
             command.add_argument("--data-root", help="where the files of --data are")
-            command.add_argument("--data-side", type=int, help="side of the images of --data folder")
-            command.add_argument("--card", type=Path, help="a file like card.json, or rows of scripts.evaluate (.jsonl)")
+            command.add_argument(
+                "--data-side", type=int, help="side of the images of --data folder"
+            )
+            command.add_argument(
+                "--card",
+                type=Path,
+                help="a file like card.json, or rows of scripts.evaluate (.jsonl)",
+            )
             command.add_argument("--device", help="default: a GPU if there is one")
         else:
-            command.add_argument("--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s")
+            command.add_argument(
+                "--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s"
+            )
         if name == "export":
-            command.add_argument("out", type=Path, help="folder to write; must not exist or be empty")
-            command.add_argument("--steps", type=int, help="of a run that keeps a network for each number of steps: which")
+            command.add_argument(
+                "out", type=Path, help="folder to write; must not exist or be empty"
+            )
+            command.add_argument(
+                "--steps",
+                type=int,
+                help="of a run that keeps a network for each number of steps: which",
+            )
     a = parser.parse_args()
     with torch.no_grad():
         a.function(a)

@@ -1,8 +1,10 @@
-"""Train a teacher, a student or a flow from a YAML config; the same command goes on after an interruption.
+"""Train a teacher, a student or a flow from a YAML config; the same command goes on after an
+interruption.
 
-python -m scripts.train configs/digits/teacher.yaml run=runs/teacher budget.images=200000
-accelerate launch --num_processes 8 -m scripts.train configs/fashion_mnist/teacher.yaml        (8 GPUs)
-torchrun --standalone --nproc_per_node 2 -m scripts.train configs/digits/teacher.yaml          (2 processes, no GPU)
+python -m scripts.train configs/digits/teacher.yaml run=runs/teacher budget.images=200000 accelerate
+launch --num_processes 8 -m scripts.train configs/fashion_mnist/teacher.yaml        (8 GPUs)
+torchrun --standalone --nproc_per_node 2 -m scripts.train configs/digits/teacher.yaml          (2
+processes, no GPU)
 """
 
 from __future__ import annotations
@@ -19,17 +21,28 @@ from lab import METHODS, load, method_class
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", help=f"a YAML file; its method.name is one of {', '.join(METHODS)}")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=1e-4 or run=runs/mine")
+    parser.add_argument(
+        "config", help=f"a YAML file; its method.name is one of {', '.join(METHODS)}"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="such as optimizer.lr=1e-4 or run=runs/mine",
+    )
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU even if there is one")
     arguments = parser.parse_args()
 
     values = read_config(arguments.config, arguments.overrides)
     method_section = values.get("method")
     if not isinstance(method_section, dict) or "name" not in method_section:
-        raise UserError(f"{arguments.config}: key 'method.name' is missing (one of {', '.join(METHODS)})")
+        raise UserError(
+            f"{arguments.config}: key 'method.name' is missing (one of {', '.join(METHODS)})"
+        )
     cls = method_class(method_section["name"])
     config = parse_run_config(values, cls, arguments.config)
 
@@ -43,7 +56,10 @@ def main() -> None:
 
     settle_run_folder(config, Path(config.run), write=False)  # before anything slow
     accelerator = Accelerator(cpu=start_processes(arguments.cpu).device.type == "cpu")
-    method = cls(config.method, Context(config.data, config.model, config.train.seed, accelerator.device, load))
+    method = cls(
+        config.method,
+        Context(config.data, config.model, config.train.seed, accelerator.device, load),
+    )
     Trainer(config, method, accelerator).run()
     accelerator.end_training()
 

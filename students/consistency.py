@@ -1,4 +1,5 @@
-"""Consistency distillation (Song, Dhariwal, Chen and Sutskever 2023, arXiv 2303.01469), algorithm 2."""
+"""Consistency distillation (Song, Dhariwal, Chen and Sutskever 2023, arXiv 2303.01469), algorithm
+2."""
 
 from __future__ import annotations
 
@@ -14,18 +15,27 @@ from core.diffusion.distances import Distance, distance
 from core.diffusion.grids import make_grid
 from core.diffusion.paths import expand
 from core.model import Boundary, Model
-from core.training.method import Context, MethodConfig, Progress, Regression, RegressionMethod, Stage, noise_of
+from core.training.method import (
+    Context,
+    MethodConfig,
+    Progress,
+    Regression,
+    RegressionMethod,
+    Stage,
+    noise_of,
+)
 from students.teacher import load_teacher, student_source, trainable_copy
 
 
 class ConsistencyConfig(MethodConfig):
-    """teacher: its run; solver: of the teacher's ODE; grid: spacing of the discretisation (core.diffusion.grids);
-    steps_start, steps_end: discretisation steps N, doubling as the budget is spent (equal: fixed, as in the paper's CD);
-    target_half_life: images of the target network's average, 0 = stop-gradient of the student itself;
-    distance: pseudo-huber (c = huber * sqrt(dimension)) or squared; weight: uniform; inverse-gap, 1 / (t_{n+1} - t_n); or
-    output, the same distance taken between network outputs F instead of between images, 1 / c_out of each side;
-    t_min, sigma_data: of the boundary (core.model.Boundary); conversion_share: budget, relative to that of distillation, of
-    the stage before it that a teacher which does not predict v needs."""
+    """teacher: its run; solver: of the teacher's ODE; grid: spacing of the discretisation
+    (core.diffusion.grids); steps_start, steps_end: discretisation steps N, doubling as the budget
+    is spent (equal: fixed, as in the paper's CD); target_half_life: images of the target network's
+    average, 0 = stop-gradient of the student itself; distance: pseudo-huber (c = huber *
+    sqrt(dimension)) or squared; weight: uniform; inverse-gap, 1 / (t_{n+1} - t_n); or output, the
+    same distance taken between network outputs F instead of between images, 1 / c_out of each side;
+    t_min, sigma_data: of the boundary (core.model.Boundary); conversion_share: budget, relative to
+    that of distillation, of the stage before it that a teacher which does not predict v needs."""
 
     teacher: str
     solver: Literal["euler", "heun"] = "heun"
@@ -43,22 +53,28 @@ class ConsistencyConfig(MethodConfig):
     @model_validator(mode="after")
     def _steps(self) -> ConsistencyConfig:
         if not 2 <= self.steps_start <= self.steps_end:
-            raise ValueError(f"steps_start={self.steps_start}, steps_end={self.steps_end}: need 2 <= steps_start <= steps_end")
+            raise ValueError(
+                f"steps_start={self.steps_start}, steps_end={self.steps_end}: need 2 <= steps_start <= steps_end"
+            )
         return self
 
 
 class Consistency(RegressionMethod):
-    """f(x_{t_{n+1}}, t_{n+1}) is brought to f^-(x^_{t_n}, t_n), where the teacher's ODE solver goes from one to the other.
+    """f(x_{t_{n+1}}, t_{n+1}) is brought to f^-(x^_{t_n}, t_n), where the teacher's ODE solver goes
+    from one to the other.
 
-    f has the boundary f(x, t_min) = x by c_skip and c_out (eq. 5); the loss is eq. 7 with d squared or pseudo-Huber
-    sqrt(||.||^2 + c^2) - c (Song and Dhariwal 2024, eq. 7, whose c is 0.00054 sqrt(dimension)).
+    f has the boundary f(x, t_min) = x by c_skip and c_out (eq. 5); the loss is eq. 7 with d squared
+    or pseudo-Huber sqrt(||.||^2 + c^2) - c (Song and Dhariwal 2024, eq. 7, whose c is 0.00054
+    sqrt(dimension)).
 
-    Deviations: LPIPS, the paper's best d, is trained on photographs and left out. Times are the grid on this repository's
-    t, not sigma in [0.002, 80]; the boundary is at t = 0 exactly unless t_min is set, since every path here is finite there,
-    and the last step of the teacher's solver goes there by its guess x0. The number of steps may double along the way, which
-    the paper does for training without a teacher only (its app. C) and later work for both. A teacher that predicts v starts
-    the student with its own denoiser; from any other the student first learns it, f(x_t, t) = x0(x_t, t) at continuous times
-    with the squared error between network outputs (the paper's teachers have the student's parameterisation).
+    Deviations: LPIPS, the paper's best d, is trained on photographs and left out. Times are the
+    grid on this repository's t, not sigma in [0.002, 80]; the boundary is at t = 0 exactly unless
+    t_min is set, since every path here is finite there, and the last step of the teacher's solver
+    goes there by its guess x0. The number of steps may double along the way, which the paper does
+    for training without a teacher only (its app. C) and later work for both. A teacher that
+    predicts v starts the student with its own denoiser; from any other the student first learns it,
+    f(x_t, t) = x0(x_t, t) at continuous times with the squared error between network outputs (the
+    paper's teachers have the student's parameterisation).
     """
 
     Config = ConsistencyConfig
@@ -70,13 +86,20 @@ class Consistency(RegressionMethod):
         self.source = student_source(run, context)
         self.teacher = run.model
         boundary = {"boundary_t_min": config.t_min, "boundary_sigma_data": config.sigma_data}
-        self.spec = run.spec.model_copy(update={**boundary, "prediction": "v", "discrete_steps": None})
+        self.spec = run.spec.model_copy(
+            update={**boundary, "prediction": "v", "discrete_steps": None}
+        )
         self.model = trainable_copy(run.model)
-        self.model.boundary, self.model.discrete_steps = Boundary(config.t_min, config.sigma_data), None
+        self.model.boundary, self.model.discrete_steps = (
+            Boundary(config.t_min, config.sigma_data),
+            None,
+        )
         self.model.prediction = "v"
         self.converts = run.spec.prediction != "v"
         self.converting = self.converts
-        self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.target_half_life else None
+        self.averaged = (
+            copy.deepcopy(self.model).requires_grad_(False) if config.target_half_life else None
+        )
 
     def networks(self) -> list[nn.Module]:
         averaged = [self.averaged.network] if self.averaged else []
@@ -87,17 +110,24 @@ class Consistency(RegressionMethod):
 
     def stages(self) -> list[Stage]:
         distillation = Stage("train", 1.0)
-        return [Stage("convert", self.config.conversion_share), distillation] if self.converts else [distillation]
+        return (
+            [Stage("convert", self.config.conversion_share), distillation]
+            if self.converts
+            else [distillation]
+        )
 
     def begin_stage(self, index: int, average: nn.Module) -> None:
         self.converting = self.converts and index == 0
         if index > 0:
             for model in filter(None, (self.model, self.averaged)):
-                network = getattr(model.network, "module", model.network)  # behind accelerate's wrapper, if any
+                network = getattr(
+                    model.network, "module", model.network
+                )  # behind accelerate's wrapper, if any
                 network.load_state_dict(average.state_dict())
 
     def steps(self, fraction: float) -> int:
-        """N after that fraction of the budget: doublings from steps_start, spread evenly, and never above steps_end."""
+        """N after that fraction of the budget: doublings from steps_start, spread evenly, and never
+        above steps_end."""
         start, end = self.config.steps_start, self.config.steps_end
         doublings = 0
         while start * 2 ** (doublings + 1) <= end:
@@ -110,7 +140,8 @@ class Consistency(RegressionMethod):
         return self.config.t_min + (1 - self.config.t_min) * grid
 
     def solve(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
-        """One step of the teacher's ODE from t to s (both [B]), in the straight coordinates of core.sampling.solvers.ode."""
+        """One step of the teacher's ODE from t to s (both [B]), in the straight coordinates of
+        core.sampling.solvers.ode."""
         path = self.teacher.path
         x0, eps = self.teacher.denoised(x, t, label)
         end = path.mix(x0, eps, s)
@@ -161,19 +192,24 @@ class Consistency(RegressionMethod):
         model: Model = self.averaged or self.model
         if self.spec.network.dropout == 0:
             return model.x0(x, s, label)
-        # The same dropout mask as the student's forward that follows (Song and Dhariwal 2024, app. C)
+        # The same dropout mask as the student's forward that follows (Song and Dhariwal 2024, app.
+        # C)
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             return model.train().x0(x, s, label)
 
     def distance(self, difference: Tensor) -> Tensor:
-        return distance("squared" if self.converting else self.config.distance, difference, self.config.huber)
+        return distance(
+            "squared" if self.converting else self.config.distance, difference, self.config.huber
+        )
 
     def after_step(self, progress: Progress, batch_size: int) -> None:
         if self.averaged is not None and not self.converting:
             decay = 0.5 ** (batch_size / self.config.target_half_life)
             network = getattr(self.model.network, "module", self.model.network)
-            for mean, new in zip(self.averaged.network.parameters(), network.parameters(), strict=True):
+            for mean, new in zip(
+                self.averaged.network.parameters(), network.parameters(), strict=True
+            ):
                 mean.data.lerp_(new.data, 1 - decay)
 
 

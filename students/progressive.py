@@ -13,14 +13,23 @@ from core.diffusion.paths import expand
 from core.diffusion.predictions import from_denoised
 from core.diffusion.times import on_grid
 from core.diffusion.weights import Weighting, loss_weight
-from core.training.method import Context, MethodConfig, Progress, Regression, RegressionMethod, Stage, noise_of
+from core.training.method import (
+    Context,
+    MethodConfig,
+    Progress,
+    Regression,
+    RegressionMethod,
+    Stage,
+    noise_of,
+)
 from students.teacher import load_teacher, student_source, trainable_copy
 
 
 class ProgressiveConfig(MethodConfig):
-    """teacher: its run; start_steps: of the first student, halved down to end_steps; prediction: the students' own;
-    weight: see core.diffusion.weights; last_share: budget of each of the last two stages relative to the others; conversion_share:
-    likewise for the stage that turns a teacher of another prediction into the students'."""
+    """teacher: its run; start_steps: of the first student, halved down to end_steps; prediction:
+    the students' own; weight: see core.diffusion.weights; last_share: budget of each of the last
+    two stages relative to the others; conversion_share: likewise for the stage that turns a teacher
+    of another prediction into the students'."""
 
     teacher: str
     start_steps: int = 64
@@ -41,17 +50,20 @@ class ProgressiveConfig(MethodConfig):
 
 
 class Progressive(RegressionMethod):
-    """Each student learns to do in one DDIM step what its teacher does in two, then becomes the teacher.
+    """Each student learns to do in one DDIM step what its teacher does in two, then becomes the
+    teacher.
 
-    For a student of N steps, t = i / N with i uniform on 1..N, t' = t - 0.5/N, t'' = t - 1/N: two DDIM steps of the teacher
-    give z'', and the target is the x0 whose single step lands there,
+    For a student of N steps, t = i / N with i uniform on 1..N, t' = t - 0.5/N, t'' = t - 1/N: two
+    DDIM steps of the teacher give z'', and the target is the x0 whose single step lands there,
         x~ = (z'' - (sigma''/sigma_t) z_t) / (alpha'' - (sigma''/sigma_t) alpha_t).
-    The loss is w(t) ||x~ - x0_student(z_t)||^2 with w = max(SNR, 1) (the paper's truncated SNR), stated in the student's own
-    prediction, which is the same loss. The paper doubles the length of the last two stages, as does `last_share`.
+    The loss is w(t) ||x~ - x0_student(z_t)||^2 with w = max(SNR, 1) (the paper's truncated SNR),
+    stated in the student's own prediction, which is the same loss. The paper doubles the length of
+    the last two stages, as does `last_share`.
 
-    Deviations: the next teacher is the stage's moving average (the paper has none while distilling; with a rate falling to
-    0 both are nearly the same). A teacher that predicts neither v nor x0 is first converted at its own full resolution, by
-    regressing the new prediction on the teacher's, at continuous times (the paper trains its teachers in v or x0).
+    Deviations: the next teacher is the stage's moving average (the paper has none while distilling;
+    with a rate falling to 0 both are nearly the same). A teacher that predicts neither v nor x0 is
+    first converted at its own full resolution, by regressing the new prediction on the teacher's,
+    at continuous times (the paper trains its teachers in v or x0).
     """
 
     Config = ProgressiveConfig
@@ -63,7 +75,9 @@ class Progressive(RegressionMethod):
         self.source = student_source(run, context)
         self.teacher = run.model
         self.converts = run.spec.prediction != config.prediction
-        self.spec = run.spec.model_copy(update={"prediction": config.prediction, "discrete_steps": None})
+        self.spec = run.spec.model_copy(
+            update={"prediction": config.prediction, "discrete_steps": None}
+        )
         self.model = trainable_copy(run.model)
         self.model.prediction, self.model.discrete_steps = config.prediction, None
         self.steps: list[int | None] = [None] if self.converts else []  # None: conversion
@@ -78,7 +92,9 @@ class Progressive(RegressionMethod):
         return [
             Stage("convert", self.config.conversion_share)
             if n is None
-            else Stage(f"{2 * n} to {n} steps", self.config.last_share if n in last_two else 1.0, steps=n)
+            else Stage(
+                f"{2 * n} to {n} steps", self.config.last_share if n in last_two else 1.0, steps=n
+            )
             for n in self.steps
         ]
 
@@ -87,7 +103,9 @@ class Progressive(RegressionMethod):
         if index > 0:
             self.teacher.prediction, self.teacher.discrete_steps = self.model.prediction, None
             self.teacher.network.load_state_dict(average.state_dict())
-            network = getattr(self.model.network, "module", self.model.network)  # behind accelerate's wrapper, if any
+            network = getattr(
+                self.model.network, "module", self.model.network
+            )  # behind accelerate's wrapper, if any
             network.load_state_dict(average.state_dict())
 
     def frozen(self) -> dict[str, nn.Module]:
@@ -114,7 +132,9 @@ class Progressive(RegressionMethod):
         return Regression(z, t, target, kind, weight, batch.label)
 
     @torch.no_grad()
-    def two_steps(self, z: torch.Tensor, t: torch.Tensor, N: int, label: torch.Tensor | None) -> torch.Tensor:
+    def two_steps(
+        self, z: torch.Tensor, t: torch.Tensor, N: int, label: torch.Tensor | None
+    ) -> torch.Tensor:
         """x~ [B, ...] for z [B, ...] at t [B]."""
         path = self.teacher.path
         middle, end = t - 0.5 / N, (t - 1 / N).clamp(min=0)

@@ -15,10 +15,13 @@ def load_teacher(folder: str, context: Context) -> Run:
     """The teacher's averaged weights, checked against the student's data.
 
     Raises:
-        UserError: the config describes a model of its own (a student copies its teacher's), or the images differ.
+        UserError: the config describes a model of its own (a student copies its teacher's), or the
+            images differ.
     """
     if context.model is not None:
-        raise UserError("a student copies its teacher's network and path: remove the section 'model' from its config")
+        raise UserError(
+            "a student copies its teacher's network and path: remove the section 'model' from its config"
+        )
     return context.load(folder, "ema", context.device)
 
 

@@ -1,4 +1,5 @@
-"""DDPM training (Ho et al. 2020, alg. 1), in discrete or continuous time, for any path and prediction."""
+"""DDPM training (Ho et al. 2020, alg. 1), in discrete or continuous time, for any path and
+prediction."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from core.training.method import (
 
 
 class DDPMConfig(MethodConfig):
-    """weight: see core.diffusion.weights; gamma: of min-snr; label_dropout: share of labels replaced by the null label;
-    time: for continuous-time models (model.discrete_steps = null)."""
+    """weight: see core.diffusion.weights; gamma: of min-snr; label_dropout: share of labels
+    replaced by the null label; time: for continuous-time models (model.discrete_steps = null)."""
 
     weight: Weighting = "simple"
     gamma: float = 5.0
@@ -39,10 +40,12 @@ class DDPMConfig(MethodConfig):
 
 
 class DDPM(RegressionMethod):
-    """The teacher. With prediction "eps" and weight "simple" this is L_simple (Ho et al. 2020, eq. 14).
+    """The teacher. With prediction "eps" and weight "simple" this is L_simple (Ho et al. 2020, eq.
+    14).
 
-    Deviation: the other predictions take "simple" as the unweighted error of their own target, as is usual since
-    Salimans and Ho 2022, and not as the eps error it would be by the letter of Ho et al.
+    Deviation: the other predictions take "simple" as the unweighted error of their own target, as
+    is usual since Salimans and Ho 2022, and not as the eps error it would be by the letter of Ho et
+    al.
     """
 
     Config = DDPMConfig
@@ -51,7 +54,9 @@ class DDPM(RegressionMethod):
         super().__init__(config, context)
         data, self.spec = images_and_spec(context)
         if config.weight == "truncated-snr" and self.spec.prediction == "eps":
-            raise UserError("method.weight=truncated-snr is unbounded for model.prediction=eps: use prediction v or x0")
+            raise UserError(
+                "method.weight=truncated-snr is unbounded for model.prediction=eps: use prediction v or x0"
+            )
         self.source = ImageSource(data, context.seed)
         self.model = new_model(self.spec, context)
         steps = self.spec.discrete_steps

@@ -1,4 +1,5 @@
-"""The exact denoiser of a mixture of isotropic Gaussians, so that samplers and students can be tested without training."""
+"""The exact denoiser of a mixture of isotropic Gaussians, so that samplers and students can be
+tested without training."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from core.model import Model
 class MixtureDenoiser(nn.Module):
     """E[x0 | x_t] in closed form for x0 ~ sum_k weights_k N(means_k, stds_k^2 I).
 
-    With r_k the posterior probability of component k, E[x0 | x] = sum_k r_k (mu_k + g_k (x - alpha mu_k)) and
-    g_k = alpha s_k^2 / (alpha^2 s_k^2 + sigma^2): Tweedie's formula applied to each component.
+    With r_k the posterior probability of component k, E[x0 | x] = sum_k r_k (mu_k + g_k (x - alpha
+    mu_k)) and g_k = alpha s_k^2 / (alpha^2 s_k^2 + sigma^2): Tweedie's formula applied to each
+    component.
 
     As a network it returns v, so it stands in wherever a trained network would.
 
@@ -38,11 +40,17 @@ class MixtureDenoiser(nn.Module):
         variance = alpha**2 * self.stds**2 + sigma**2  # [B, K]
         flat, means = x.flatten(1), self.means.flatten(1)
         gaps = flat[:, None] - alpha[..., None] * means  # [B, K, D]
-        log = self.weights.log() - 0.5 * gaps.square().sum(-1) / variance - 0.5 * flat.shape[1] * variance.log()
+        log = (
+            self.weights.log()
+            - 0.5 * gaps.square().sum(-1) / variance
+            - 0.5 * flat.shape[1] * variance.log()
+        )
         guess = means + (alpha * self.stds**2 / variance)[..., None] * gaps  # [B, K, D]
         return (log.softmax(dim=1)[..., None] * guess).sum(1).view_as(x)
 
-    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
         y = x.double()
         x0 = self.x0(y, t)
         c = self.path.at(t)
@@ -57,11 +65,14 @@ class MixtureDenoiser(nn.Module):
 
 
 def gaussian_flow(path: Path, x: Tensor, t: Tensor, s: Tensor, mean: Tensor, std: float) -> Tensor:
-    """The exact probability flow from t to s for x0 ~ N(mean, std^2 I): standardised values are carried along unchanged."""
+    """The exact probability flow from t to s for x0 ~ N(mean, std^2 I): standardised values are
+    carried along unchanged."""
     a, b = path.at(t), path.at(s)
     width_a = (a.alpha**2 * std**2 + a.sigma**2).sqrt()
     width_b = (b.alpha**2 * std**2 + b.sigma**2).sqrt()
-    return expand(b.alpha, x) * mean + expand(width_b / width_a, x) * (x - expand(a.alpha, x) * mean)
+    return expand(b.alpha, x) * mean + expand(width_b / width_a, x) * (
+        x - expand(a.alpha, x) * mean
+    )
 
 
 def mixture_model(path: Path, means: Tensor, stds: Tensor, weights: Tensor) -> Model:

@@ -27,8 +27,8 @@ def to_uint8(images: Tensor) -> Tensor:
 class ImageData:
     """One split of a data set.
 
-    images: uint8 [N, C, H, W]; labels: int64 [N], all 0 where there are no classes; num_classes: 0 = none;
-    flip: whether a mirrored image is as good an image.
+    images: uint8 [N, C, H, W]; labels: int64 [N], all 0 where there are no classes; num_classes: 0
+    = none; flip: whether a mirrored image is as good an image.
     """
 
     name: str
@@ -50,7 +50,8 @@ class ImageData:
         return self.images.shape[2]
 
     def seen_by(self, num_classes: int) -> ImageData:
-        """The data as a network of that many classes sees it: without labels where it takes none."""
+        """The data as a network of that many classes sees it: without labels where it takes
+        none."""
         return self if num_classes else replace(self, num_classes=0)
 
     @cached_property
@@ -63,9 +64,11 @@ class ImageData:
 
 
 class Batch(NamedTuple):
-    """Training samples: x0 [B, C, H, W] in [-1, 1], label [B] or None, rng with the index of each sample.
+    """Training samples: x0 [B, C, H, W] in [-1, 1], label [B] or None, rng with the index of each
+    sample.
 
-    eps: stored noise that belongs to x0 (a coupling made beforehand), or None where noise is independent of the data.
+    eps: stored noise that belongs to x0 (a coupling made beforehand), or None where noise is
+    independent of the data.
     """
 
     x0: Tensor
@@ -75,7 +78,8 @@ class Batch(NamedTuple):
 
 
 class EpochOrder:
-    """Position in the stream of samples -> index in the data: a fresh permutation every epoch, from (seed, epoch)."""
+    """Position in the stream of samples -> index in the data: a fresh permutation every epoch, from
+    (seed, epoch)."""
 
     def __init__(self, size: int, seed: int):
         self.size, self.seed = size, seed
@@ -90,10 +94,14 @@ class EpochOrder:
     def __call__(self, positions: Tensor) -> Tensor:
         """positions int64 [B], increasing -> data indices [B]."""
         epochs = positions // self.size
-        return torch.cat([self._permutation(int(e))[positions[epochs == e] % self.size] for e in epochs.unique()])
+        return torch.cat(
+            [self._permutation(int(e))[positions[epochs == e] % self.size] for e in epochs.unique()]
+        )
 
 
-def draw_batch(data: ImageData, order: EpochOrder, positions: Tensor, device: torch.device) -> Batch:
+def draw_batch(
+    data: ImageData, order: EpochOrder, positions: Tensor, device: torch.device
+) -> Batch:
     """The samples at these positions of the training stream (int64 [B], counted in images seen)."""
     index = order(positions)
     rng = Noise(order.seed, positions.to(device))

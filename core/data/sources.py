@@ -17,39 +17,50 @@ from core.errors import UserError, nearest
 
 
 def digits(split: str, root: str | None, side: int | None) -> ImageData:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey, 10 classes. Every fourth image is the test split (449 and 1,348)."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey, 10 classes. Every fourth image is the test
+    split (449 and 1,348)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UserError("data set 'digits' comes with scikit-learn: pip install scikit-learn") from error
+        raise UserError(
+            "data set 'digits' comes with scikit-learn: pip install scikit-learn"
+        ) from error
     bunch = load_digits()
     test = np.arange(len(bunch.images)) % 4 == 3
     keep = test if split == "test" else ~test
     images = np.round(bunch.images[keep] * (255 / 16)).astype(np.uint8)[:, None]
-    return ImageData("digits", split, torch.from_numpy(images), torch.from_numpy(bunch.target[keep]).long(), 10)
+    return ImageData(
+        "digits", split, torch.from_numpy(images), torch.from_numpy(bunch.target[keep]).long(), 10
+    )
 
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """The IDX format of MNIST, gzipped: 2 zero bytes, type 8 = uint8, number of dimensions, dimensions, data."""
+    """The IDX format of MNIST, gzipped: 2 zero bytes, type 8 = uint8, number of dimensions,
+    dimensions, data."""
     try:
         raw = gzip.decompress(path.read_bytes())
         dims = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(dims).copy()
     except (OSError, EOFError, ValueError, struct.error, IndexError, gzip.zlib.error) as error:
-        raise UserError(f"{path} is not a complete gzipped IDX file ({error}): fetch it again") from error
+        raise UserError(
+            f"{path} is not a complete gzipped IDX file ({error}): fetch it again"
+        ) from error
 
 
 def fashion_mnist(split: str, root: str | None, side: int | None) -> ImageData:
-    """Fashion-MNIST, 28x28 grey, 60,000 + 10,000: from data.root, else the Debian package, else torchvision's download."""
+    """Fashion-MNIST, 28x28 grey, 60,000 + 10,000: from data.root, else the Debian package, else
+    torchvision's download."""
     prefix = "t10k" if split == "test" else "train"
     names = [f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"]
     folders = [Path(root)] if root else [DEBIAN_FASHION, Path("data/FashionMNIST/raw")]
     folder = next((f for f in folders if all((f / n).is_file() for n in names)), None)
     if folder is None and root:
-        raise UserError(f"data.root={root} holds no {names[0]} and {names[1]}: put Fashion-MNIST's four idx.gz files there")
+        raise UserError(
+            f"data.root={root} holds no {names[0]} and {names[1]}: put Fashion-MNIST's four idx.gz files there"
+        )
     if folder is None:
         try:
             from torchvision.datasets import FashionMNIST
@@ -63,16 +74,28 @@ def fashion_mnist(split: str, root: str | None, side: int | None) -> ImageData:
         folder = folders[1]
     images, labels = (_read_idx(folder / n) for n in names)
     if len(images) != len(labels):
-        raise UserError(f"{folder}: {names[0]} holds {len(images)} images, {names[1]} {len(labels)} labels: fetch both again")
-    return ImageData("fashion_mnist", split, torch.from_numpy(images)[:, None], torch.from_numpy(labels).long(), 10, flip=False)
+        raise UserError(
+            f"{folder}: {names[0]} holds {len(images)} images, {names[1]} {len(labels)} labels: fetch both again"
+        )
+    return ImageData(
+        "fashion_mnist",
+        split,
+        torch.from_numpy(images)[:, None],
+        torch.from_numpy(labels).long(),
+        10,
+        flip=False,
+    )
 
 
 def cifar10(split: str, root: str | None, side: int | None) -> ImageData:
-    """CIFAR-10 in torchvision's python format (cifar-10-batches-py), 32x32 RGB, 50,000 + 10,000, flipped in training."""
+    """CIFAR-10 in torchvision's python format (cifar-10-batches-py), 32x32 RGB, 50,000 + 10,000,
+    flipped in training."""
     try:
         from torchvision.datasets import CIFAR10
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"data set 'cifar10' is read by torchvision, which does not import here: {error}") from error
+        raise UserError(
+            f"data set 'cifar10' is read by torchvision, which does not import here: {error}"
+        ) from error
     folder = root or "data"
     try:
         data = CIFAR10(folder, train=split != "test", download=False)
@@ -97,26 +120,37 @@ def _eight_bits(image):
 
     if not image.mode.startswith("I"):
         return image
-    return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    return Image.fromarray(
+        (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+    )
 
 
 def folder(split: str, root: str | None, side: int | None) -> ImageData:
     """Any folder of images; subfolders, if there are any, are the classes in alphabetical order.
 
-    Each image is resized with Pillow (Lanczos) so that its shorter side is data.side, and cropped to the centre. Every
-    tenth image, by name, is the test split. Kept as RGB unless every file is grey.
+    Each image is resized with Pillow (Lanczos) so that its shorter side is data.side, and cropped
+    to the centre. Every tenth image, by name, is the test split. Kept as RGB unless every file is
+    grey.
     """
     from PIL import Image, UnidentifiedImageError
 
     if root is None or side is None:
         raise UserError("data set 'folder' needs data.root=FOLDER and data.side=PIXELS")
     base = Path(root)
-    files = sorted(p for p in base.rglob("*") if p.suffix.lower() in SUFFIXES) if base.is_dir() else []
+    files = (
+        sorted(p for p in base.rglob("*") if p.suffix.lower() in SUFFIXES) if base.is_dir() else []
+    )
     if not files:
-        raise UserError(f"data.root={root} holds no images ({', '.join(sorted(SUFFIXES))}): check the path")
-    classes = sorted({p.relative_to(base).parts[0] for p in files if len(p.relative_to(base).parts) > 1})
+        raise UserError(
+            f"data.root={root} holds no images ({', '.join(sorted(SUFFIXES))}): check the path"
+        )
+    classes = sorted(
+        {p.relative_to(base).parts[0] for p in files if len(p.relative_to(base).parts) > 1}
+    )
     if classes and any(p.parent == base for p in files):
-        raise UserError(f"data.root={root} has images both beside and inside subfolders: classes are subfolders, so move them")
+        raise UserError(
+            f"data.root={root} has images both beside and inside subfolders: classes are subfolders, so move them"
+        )
     images, grey = [], True
     for path in files:
         try:
@@ -131,11 +165,20 @@ def folder(split: str, root: str | None, side: int | None) -> ImageData:
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
         images.append(np.asarray(image.crop((left, top, left + side, top + side))))
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor([classes.index(p.relative_to(base).parts[0]) if classes else 0 for p in files])
+    labels = torch.tensor(
+        [classes.index(p.relative_to(base).parts[0]) if classes else 0 for p in files]
+    )
     test = torch.arange(len(files)) % 10 == 9
     keep = test if split == "test" else ~test
     name = base.resolve().name
-    return ImageData(name, split, (pixels[:, :1] if grey else pixels)[keep], labels[keep], len(classes), flip=False)
+    return ImageData(
+        name,
+        split,
+        (pixels[:, :1] if grey else pixels)[keep],
+        labels[keep],
+        len(classes),
+        flip=False,
+    )
 
 
 SOURCES: dict[str, Callable[[str, str | None, int | None], ImageData]] = {
@@ -146,7 +189,9 @@ SOURCES: dict[str, Callable[[str, str | None, int | None], ImageData]] = {
 }
 
 
-def load_data(name: str, split: str = "train", root: str | None = None, side: int | None = None) -> ImageData:
+def load_data(
+    name: str, split: str = "train", root: str | None = None, side: int | None = None
+) -> ImageData:
     """The split ("train" or "test") of a data set.
 
     Raises:
@@ -160,7 +205,8 @@ def load_data(name: str, split: str = "train", root: str | None = None, side: in
 
 
 class DataConfig(Strict):
-    """name: digits, fashion_mnist, cifar10 or folder; root: where its files are; side: for `folder`."""
+    """name: digits, fashion_mnist, cifar10 or folder; root: where its files are; side: for
+    `folder`."""
 
     name: str
     root: str | None = None
@@ -170,5 +216,6 @@ class DataConfig(Strict):
         return load_data(self.name, split, self.root, self.side)
 
     def elsewhere(self) -> DataConfig:
-        """The same data for another machine: without the folder it lies in here, unless that folder is its name."""
+        """The same data for another machine: without the folder it lies in here, unless that folder
+        is its name."""
         return self if self.name == "folder" else self.model_copy(update={"root": None})

@@ -1,7 +1,8 @@
-"""Time grids: N steps are N intervals, so N + 1 strictly decreasing times from 1 to 0, valid from N = 1.
+"""Time grids: N steps are N intervals, so N + 1 strictly decreasing times from 1 to 0, valid from N
+= 1.
 
-The spacings of diffusers' schedulers (SPACINGS) are grids too, for comparing with what is published. The leading ones start
-below t = 1, with the same pure noise.
+The spacings of diffusers' schedulers (SPACINGS) are grids too, for comparing with what is
+published. The leading ones start below t = 1, with the same pure noise.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def _quadratic_time(path: Path, u: Tensor) -> Tensor:
 
 
 def _lam_bounds(path: Path) -> tuple[Tensor, Tensor]:
-    """lam at the two ends; one thousandth inside, where an end is pure noise or clean data and lam is infinite."""
+    """lam at the two ends; one thousandth inside, where an end is pure noise or clean data and lam
+    is infinite."""
     ends = path.lam(torch.tensor([1.0, 1e-3], dtype=torch.float64))
     inside = path.lam(torch.tensor([1 - 1e-3], dtype=torch.float64))
     return (ends[0] if torch.isfinite(ends[0]) else inside[0]), ends[1]
@@ -43,15 +45,16 @@ def _spaced(path: Path, u: Tensor, top: Tensor, bottom: Tensor, rho: float = 7.0
 
 
 def _karras(path: Path, u: Tensor) -> Tensor:
-    """sigma / alpha to the power 1 / rho in equal steps, rho = 7 (Karras et al. 2022, eq. 5), over the path's own range."""
+    """sigma / alpha to the power 1 / rho in equal steps, rho = 7 (Karras et al. 2022, eq. 5), over
+    the path's own range."""
     low, high = _lam_bounds(path)
     return _spaced(path, u, torch.exp(-low), torch.exp(-high))
 
 
 def _edm(path: Path, u: Tensor) -> Tensor:
-    """The same from sigma / alpha = 80 to 0.002, as in that paper's table 1 and in consistency models. A cosine path goes on to
-    20,000, where everything is noise, and its own range would spend most of a few steps there; a path that ends below 80 starts
-    at its end."""
+    """The same from sigma / alpha = 80 to 0.002, as in that paper's table 1 and in consistency
+    models. A cosine path goes on to 20,000, where everything is noise, and its own range would
+    spend most of a few steps there; a path that ends below 80 starts at its end."""
     low, _ = _lam_bounds(path)
     return _spaced(path, u, torch.exp(-low).clamp(max=80.0), u.new_tensor(0.002))
 
@@ -78,47 +81,68 @@ GRID_NAMES = (*GRIDS, *SPACINGS)
 
 
 def diffusers_times(
-    spacing: str, steps: int, T: int = 1000, offset: int = 0, multistep: bool = False, to_first_entry: bool = False
+    spacing: str,
+    steps: int,
+    T: int = 1000,
+    offset: int = 0,
+    multistep: bool = False,
+    to_first_entry: bool = False,
 ) -> Tensor:
-    """[steps + 1] float64 times at which a scheduler of diffusers evaluates the network, with timestep k at (k + 1) / T, and
-    the time it ends at.
+    """[steps + 1] float64 times at which a scheduler of diffusers evaluates the network, with
+    timestep k at (k + 1) / T, and the time it ends at.
 
     Args:
-        spacing: trailing, leading or linspace (Lin et al. 2024, table 2); the multistep schedulers (DPM-Solver, UniPC)
-            divide into one interval more for the last two, and never visit the smallest timestep.
+        spacing: trailing, leading or linspace (Lin et al. 2024, table 2); the multistep schedulers
+            (DPM-Solver, UniPC) divide into one interval more for the last two, and never visit the
+            smallest timestep.
         offset: steps_offset, of leading only.
-        to_first_entry: end at entry 0, t = 1 / T, as with set_alpha_to_one=False; otherwise at clean data.
+        to_first_entry: end at entry 0, t = 1 / T, as with set_alpha_to_one=False; otherwise at
+            clean data.
 
-    DDPMScheduler, DPMSolverMultistepScheduler and UniPCMultistepScheduler step from each time to the next. DDIMScheduler
-    steps T // steps timesteps down whatever the next one is: the same where T is a multiple of steps, for leading and
-    trailing; for linspace it lands elsewhere than it looks next, which a grid does not imitate.
+    DDPMScheduler, DPMSolverMultistepScheduler and UniPCMultistepScheduler step from each time to
+    the next. DDIMScheduler steps T // steps timesteps down whatever the next one is: the same where
+    T is a multiple of steps, for leading and trailing; for linspace it lands elsewhere than it
+    looks next, which a grid does not imitate.
 
     Raises:
-        UserError: more steps than timesteps, an offset that leads past the last, or timesteps that coincide.
+        UserError: more steps than timesteps, an offset that leads past the last, or timesteps that
+            coincide.
     """
     if steps > T:
         raise UserError(f"steps = {steps}, but this model was trained on {T} discrete times")
     down = torch.arange(steps, 0, -1, dtype=torch.float64)  # N, ..., 1
     if spacing == "trailing":
-        interval = T - (T - T / steps)  # as numpy's arange rounds it, which decides ties: at 48 steps of 1000, for example
+        interval = T - (
+            T - T / steps
+        )  # as numpy's arange rounds it, which decides ties: at 48 steps of 1000, for example
         k = (T - torch.arange(steps, dtype=torch.float64) * interval).round() - 1
     elif spacing == "leading":
         k = down * (T // (steps + 1)) + offset if multistep else (down - 1) * (T // steps) + offset
     else:
-        k = (down * ((T - 1) / steps) if multistep else (down - 1) * ((T - 1) / max(steps - 1, 1))).round()
+        k = (
+            down * ((T - 1) / steps) if multistep else (down - 1) * ((T - 1) / max(steps - 1, 1))
+        ).round()
     if k[0] > T - 1:
-        raise UserError(f"steps = {steps}: spacing leading with offset {offset} leads past the last of {T}; take fewer")
+        raise UserError(
+            f"steps = {steps}: spacing leading with offset {offset} leads past the last of {T}; take fewer"
+        )
     if bool((k.diff() >= 0).any()):
-        raise UserError(f"steps = {steps}: spacing {spacing} of {T} timesteps gives one of them twice; take fewer steps")
-    return torch.cat([(k + 1) / T, torch.full((1,), 1 / T if to_first_entry else 0.0, dtype=torch.float64)])
+        raise UserError(
+            f"steps = {steps}: spacing {spacing} of {T} timesteps gives one of them twice; take fewer steps"
+        )
+    return torch.cat(
+        [(k + 1) / T, torch.full((1,), 1 / T if to_first_entry else 0.0, dtype=torch.float64)]
+    )
 
 
 def make_grid(name: str, path: Path, steps: int, discrete_steps: int | None = None) -> Tensor:
-    """[steps + 1] float64 times, 1 first (SPACINGS: leading ones, and linspace in one step, begin below 1) and 0 last.
+    """[steps + 1] float64 times, 1 first (SPACINGS: leading ones, and linspace in one step, begin
+    below 1) and 0 last.
 
-    "lam", "karras" and "edm" place the first `steps` times from noise to t = 1e-3 ("edm": to sigma / alpha = 0.002) and end
-    with the jump to 0; "time" and "quadratic" divide [0, 1] itself. With `discrete_steps` = T the inner times are moved to
-    multiples of 1 / T. SPACINGS are for tables of T entries; on a model of continuous time, T = 1000.
+    "lam", "karras" and "edm" place the first `steps` times from noise to t = 1e-3 ("edm": to sigma
+    / alpha = 0.002) and end with the jump to 0; "time" and "quadratic" divide [0, 1] itself. With
+    `discrete_steps` = T the inner times are moved to multiples of 1 / T. SPACINGS are for tables of
+    T entries; on a model of continuous time, T = 1000.
 
     Raises:
         UserError: steps < 1, an unknown name, or more steps than a discrete-time model has.
@@ -131,7 +155,9 @@ def make_grid(name: str, path: Path, steps: int, discrete_steps: int | None = No
         spacing, offset, multistep = SPACINGS[name]
         return diffusers_times(spacing, steps, discrete_steps or 1000, offset, multistep)
     if discrete_steps is not None and steps > discrete_steps:
-        raise UserError(f"steps = {steps}, but this model was trained on {discrete_steps} discrete times")
+        raise UserError(
+            f"steps = {steps}, but this model was trained on {discrete_steps} discrete times"
+        )
     intervals = steps if name in ("time", "quadratic") else max(steps - 1, 1)
     u = torch.arange(steps, dtype=torch.float64) / intervals
     times = torch.cat([GRIDS[name](path, u), torch.zeros(1, dtype=torch.float64)])

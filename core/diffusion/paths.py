@@ -1,7 +1,8 @@
 """Gaussian paths x_t = alpha_t x0 + sigma_t eps, with t = 0 at the data and t = 1 at the noise.
 
-Every path gives alpha, sigma, their time derivatives, lam = log(alpha / sigma) and the inverse of lam, elementwise for a
-tensor t, computed in float64 and returned in float64: whoever needs another dtype casts the result.
+Every path gives alpha, sigma, their time derivatives, lam = log(alpha / sigma) and the inverse of
+lam, elementwise for a tensor t, computed in float64 and returned in float64: whoever needs another
+dtype casts the result.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Coefficients(NamedTuple):
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
-    """A coefficient [] or [B], in x's dtype and on its device, shaped to multiply x [B, ...]: the one place that broadcasts."""
+    """A coefficient [] or [B], in x's dtype and on its device, shaped to multiply x [B, ...]: the
+    one place that broadcasts."""
     c = c.to(device=x.device, dtype=x.dtype)
     return c if c.ndim == 0 else c.view(-1, *[1] * (x.ndim - 1))
 
@@ -60,7 +62,8 @@ class Path(ABC):
 
 
 class _VariancePreserving(Path):
-    """alpha^2 + sigma^2 = 1, from log alpha and sigma^2, which the subclass gives without cancellation."""
+    """alpha^2 + sigma^2 = 1, from log alpha and sigma^2, which the subclass gives without
+    cancellation."""
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,16 +72,19 @@ class _VariancePreserving(Path):
     def at(self, t: Tensor) -> Coefficients:
         h, dh, variance = self.log_alpha(t.double())
         alpha, sigma = h.exp(), variance.sqrt()
-        # d sigma = -alpha d alpha / sigma, which is infinite at t = 0 where sigma starts like sqrt(t).
+        # d sigma = -alpha d alpha / sigma, which is infinite at t = 0 where sigma starts like
+        # sqrt(t).
         return Coefficients(alpha, sigma, alpha * dh, -alpha.square() * dh / sigma)
 
 
 class VPLinear(_VariancePreserving):
-    """The DDPM schedule (Ho et al. 2020, section 4): T = 1000 steps, beta from 1e-4 to 0.02 in equal increments.
+    """The DDPM schedule (Ho et al. 2020, section 4): T = 1000 steps, beta from 1e-4 to 0.02 in
+    equal increments.
 
-    Table entry k (0..T-1) sits at t = (k + 1) / T, and t = 0 is clean data. Between entries the product
-    prod_{j < n} (1 - beta_j), whose factors fall linearly by d, is continued analytically by the gamma function,
-    d^n Gamma(z) / Gamma(z - n) with z = (1 - beta_0) / d + 1: exact at every entry and smooth everywhere, unlike interpolation.
+    Table entry k (0..T-1) sits at t = (k + 1) / T, and t = 0 is clean data. Between entries the
+    product prod_{j < n} (1 - beta_j), whose factors fall linearly by d, is continued analytically
+    by the gamma function, d^n Gamma(z) / Gamma(z - n) with z = (1 - beta_0) / d + 1: exact at every
+    entry and smooth everywhere, unlike interpolation.
     """
 
     STEPS, FIRST, LAST = 1000, 1e-4, 0.02
@@ -88,8 +94,8 @@ class VPLinear(_VariancePreserving):
         self.z = (1 - self.FIRST) / self.increment + 1
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # log d^n Gamma(z) / Gamma(z - n) by Stirling's series, whose next term is 1e-16 of this one: the difference of two
-        # lgamma near 5e5 would lose all digits of sigma near t = 0.
+        # log d^n Gamma(z) / Gamma(z - n) by Stirling's series, whose next term is 1e-16 of this
+        # one: the difference of two lgamma near 5e5 would lose all digits of sigma near t = 0.
         n, d, z = self.STEPS * t, self.increment, self.z
         log = torch.log1p(-n / z)
         double_h = n * math.log1p(d - self.FIRST) - n - (z - n - 0.5) * log - n / (12 * z * (z - n))
@@ -97,8 +103,11 @@ class VPLinear(_VariancePreserving):
         return 0.5 * double_h, 0.5 * self.STEPS * slope, 0.0 - torch.expm1(double_h)
 
     def time(self, lam: Tensor) -> Tensor:
-        h = -0.5 * torch.nn.functional.softplus(-2 * lam.double())  # log alpha for variance-preserving paths
-        # A quadratic guess (beta summed as an integral), then Newton's method, which converges to rounding in a few steps.
+        h = -0.5 * torch.nn.functional.softplus(
+            -2 * lam.double()
+        )  # log alpha for variance-preserving paths
+        # A quadratic guess (beta summed as an integral), then Newton's method, which converges to
+        # rounding in a few steps.
         a, b = 0.25 * self.increment, 0.5 * self.FIRST
         t = (-b + (b * b - 4 * a * h).sqrt()) / (2 * a) / self.STEPS
         for _ in range(6):
@@ -110,9 +119,10 @@ class VPLinear(_VariancePreserving):
 class VPCosine(_VariancePreserving):
     """The cosine schedule (Nichol and Dhariwal 2021, eq. 17), s = 0.008, beta clipped at 0.999.
 
-    alpha_t = cos(theta_t) / cos(theta_0) with theta linear in t. The clipping touches the last of the T = 1000 steps only,
-    where it leaves alpha-bar_1 = 0.001 alpha-bar_{0.999} instead of 0. The continuous path reaches that value by a
-    quadratic bend of theta on the last step, so all 1000 table entries are exact and the path is once differentiable.
+    alpha_t = cos(theta_t) / cos(theta_0) with theta linear in t. The clipping touches the last of
+    the T = 1000 steps only, where it leaves alpha-bar_1 = 0.001 alpha-bar_{0.999} instead of 0. The
+    continuous path reaches that value by a quadratic bend of theta on the last step, so all 1000
+    table entries are exact and the path is once differentiable.
     """
 
     STEPS, S, CLIP = 1000, 0.008, 0.999
@@ -121,8 +131,11 @@ class VPCosine(_VariancePreserving):
         self.theta0 = 0.5 * math.pi * self.S / (1 + self.S)
         self.slope = 0.5 * math.pi / (1 + self.S)
         self.knee = 1 - 1 / self.STEPS
-        # cos(theta_1) that leaves a beta of CLIP on the last step, as a distance of theta_1 from pi / 2
-        self.bend = math.asin(math.sqrt(1 - self.CLIP) * math.cos(self.theta0 + self.slope * self.knee))
+        # cos(theta_1) that leaves a beta of CLIP on the last step, as a distance of theta_1 from pi
+        # / 2
+        self.bend = math.asin(
+            math.sqrt(1 - self.CLIP) * math.cos(self.theta0 + self.slope * self.knee)
+        )
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         past = (t - self.knee).clamp(min=0) * self.STEPS  # 0..1 within the last step
@@ -136,7 +149,8 @@ class VPCosine(_VariancePreserving):
     def time(self, lam: Tensor) -> Tensor:
         h = -0.5 * torch.nn.functional.softplus(-2 * lam.double())
         rest = torch.asin(h.exp() * math.cos(self.theta0))
-        # Near the data from sigma^2, by sin(a - b) sin(a + b) = sin^2 a - sin^2 b, which keeps its digits there.
+        # Near the data from sigma^2, by sin(a - b) sin(a + b) = sin^2 a - sin^2 b, which keeps its
+        # digits there.
         product = torch.sigmoid(-2 * lam.double()) * math.cos(self.theta0) ** 2
         turned = torch.asin(product / torch.cos(rest - self.theta0))
         t = torch.where(turned < 0.5, turned / self.slope, 1 - rest / self.slope)
@@ -159,7 +173,8 @@ class Rectified(Path):
 
 
 class Trigonometric(Path):
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans and Ho 2022, app. D; TrigFlow of Lu and Song 2025)."""
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans and Ho 2022, app. D; TrigFlow of Lu
+    and Song 2025)."""
 
     def at(self, t: Tensor) -> Coefficients:
         angle = 0.5 * math.pi * t.double()

@@ -1,8 +1,8 @@
 """What a network's output means, and conversion from any meaning to any other.
 
-eps (noise), x0 (data), v = alpha eps - sigma x0 (Salimans and Ho 2022, app. D) and u = dx/dt = alpha' x0 + sigma' eps
-(the velocity of flow matching). At given (x_t, t) each determines all others, except where a coefficient vanishes: there
-the conversion raises instead of clipping.
+eps (noise), x0 (data), v = alpha eps - sigma x0 (Salimans and Ho 2022, app. D) and u = dx/dt =
+alpha' x0 + sigma' eps (the velocity of flow matching). At given (x_t, t) each determines all
+others, except where a coefficient vanishes: there the conversion raises instead of clipping.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ class SingularTime(ValueError):
 
 def _refuse_zero(value: Tensor, what: str) -> None:
     if not bool((value.abs() > 0).all()):
-        raise SingularTime(f"{what}: the conversion divides by zero there; use another prediction or another time")
+        raise SingularTime(
+            f"{what}: the conversion divides by zero there; use another prediction or another time"
+        )
 
 
 def to_denoised(kind: Prediction, F: Tensor, x: Tensor, t: Tensor, path: Path) -> Denoised:
     """Reads F [B, ...] as `kind` at x [B, ...] and t ([] or [B]); returns (x0, eps).
 
     Raises:
-        SingularTime: eps where alpha is 0, x0 where sigma is 0, u where the path's speed is infinite.
+        SingularTime: eps where alpha is 0, x0 where sigma is 0, u where the path's speed is
+            infinite.
     """
     c = path.at(t)
     alpha, sigma = expand(c.alpha, x), expand(c.sigma, x)
@@ -53,7 +56,9 @@ def to_denoised(kind: Prediction, F: Tensor, x: Tensor, t: Tensor, path: Path) -
         return Denoised((alpha * x - sigma * F) / norm, (sigma * x + alpha * F) / norm)
     if kind == "u":
         if not bool(torch.isfinite(c.dsigma).all()):
-            raise SingularTime("prediction u is infinite at t = 0 of this path; use another prediction or another time")
+            raise SingularTime(
+                "prediction u is infinite at t = 0 of this path; use another prediction or another time"
+            )
         dalpha, dsigma = expand(c.dalpha, x), expand(c.dsigma, x)
         wronskian = alpha * dsigma - sigma * dalpha
         return Denoised((dsigma * x - sigma * F) / wronskian, (alpha * F - dalpha * x) / wronskian)
@@ -61,7 +66,8 @@ def to_denoised(kind: Prediction, F: Tensor, x: Tensor, t: Tensor, path: Path) -
 
 
 def from_denoised(kind: Prediction, x0: Tensor, eps: Tensor, t: Tensor, path: Path) -> Tensor:
-    """The value of `kind` for data x0 [B, ...] and noise eps [B, ...] at t ([] or [B]): the regression target."""
+    """The value of `kind` for data x0 [B, ...] and noise eps [B, ...] at t ([] or [B]): the
+    regression target."""
     if kind == "eps":
         return eps
     if kind == "x0":
@@ -76,7 +82,9 @@ def from_denoised(kind: Prediction, x0: Tensor, eps: Tensor, t: Tensor, path: Pa
     raise ValueError(f"unknown prediction '{kind}', known: {', '.join(PREDICTIONS)}")
 
 
-def convert(kind: Prediction, target: Prediction, F: Tensor, x: Tensor, t: Tensor, path: Path) -> Tensor:
+def convert(
+    kind: Prediction, target: Prediction, F: Tensor, x: Tensor, t: Tensor, path: Path
+) -> Tensor:
     """F read as `kind` at (x, t), expressed as `target`."""
     if kind == target:
         return F

@@ -1,4 +1,5 @@
-"""Which times a training step visits: `sampler(rng) -> t [B]` in float64, addressed by sample, so free of batch size."""
+"""Which times a training step visits: `sampler(rng) -> t [B]` in float64, addressed by sample, so
+free of batch size."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ TimeSampler = Callable[[Noise], Tensor]
 
 
 class TimeConfig(Strict):
-    """name: uniform on (0, 1); logit-normal: sigmoid(N(mean, std^2)) (Esser et al. 2024); u-shaped: density proportional to
-    e^{a t} + e^{a (1 - t)} (Lee et al. 2024, for reflow)."""
+    """name: uniform on (0, 1); logit-normal: sigmoid(N(mean, std^2)) (Esser et al. 2024); u-shaped:
+    density proportional to e^{a t} + e^{a (1 - t)} (Lee et al. 2024, for reflow)."""
 
     name: Literal["uniform", "logit-normal", "u-shaped"] = "uniform"
     mean: float = 0.0
@@ -30,13 +31,16 @@ def uniform(rng: Noise) -> Tensor:
 
 
 def on_grid(steps: int) -> TimeSampler:
-    """Uniform on 1 / steps, 2 / steps, ..., 1: the times of a discrete-time DDPM, or where the steps of a sampler start."""
+    """Uniform on 1 / steps, 2 / steps, ..., 1: the times of a discrete-time DDPM, or where the
+    steps of a sampler start."""
     return lambda rng: (rng.integers(steps, "time") + 1).double() / steps
 
 
 def make_time_sampler(config: TimeConfig) -> TimeSampler:
     if config.name == "logit-normal":
-        return lambda rng: torch.sigmoid(config.mean + config.std * rng.normal((1,), "time", dtype=torch.float64)[:, 0])
+        return lambda rng: torch.sigmoid(
+            config.mean + config.std * rng.normal((1,), "time", dtype=torch.float64)[:, 0]
+        )
     if config.name == "u-shaped":
         top = math.exp(config.a)
 

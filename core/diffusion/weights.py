@@ -1,4 +1,5 @@
-"""Loss weights, stated for the squared error of x0 and carried over to the error of any other prediction."""
+"""Loss weights, stated for the squared error of x0 and carried over to the error of any other
+prediction."""
 
 from __future__ import annotations
 
@@ -24,11 +25,14 @@ def x0_error_scale(kind: Prediction, t: Tensor, path: Path) -> Tensor:
     return (c.sigma / (c.alpha * c.dsigma - c.sigma * c.dalpha)).square()
 
 
-def loss_weight(weighting: Weighting, kind: Prediction, t: Tensor, path: Path, gamma: float = 5.0) -> Tensor:
+def loss_weight(
+    weighting: Weighting, kind: Prediction, t: Tensor, path: Path, gamma: float = 5.0
+) -> Tensor:
     """[B] float64 weight of the squared error of `kind`.
 
-    simple: 1 (Ho et al. 2020, eq. 14, there for eps). min-snr: min(SNR, gamma) on x0 (Hang et al. 2023, eq. 6).
-    truncated-snr: max(SNR, 1) on x0 (Salimans and Ho 2022, sec. 4), which for eps is unbounded at pure noise.
+    simple: 1 (Ho et al. 2020, eq. 14, there for eps). min-snr: min(SNR, gamma) on x0 (Hang et al.
+    2023, eq. 6). truncated-snr: max(SNR, 1) on x0 (Salimans and Ho 2022, sec. 4), which for eps is
+    unbounded at pure noise.
     """
     if weighting == "simple":
         return t.new_ones(t.shape)

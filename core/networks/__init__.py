@@ -1,4 +1,5 @@
-"""The networks by name. Each has a config with `name`, its sizes, and `build(channels, side, num_classes)`."""
+"""The networks by name. Each has a config with `name`, its sizes, and `build(channels, side,
+num_classes)`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from core.networks.convolutional import check_latent
 
 
 class AffineConfig(Strict):
-    """latent: directions with a scale of their own; all others share one. `conditional` has one map for each class."""
+    """latent: directions with a scale of their own; all others share one. `conditional` has one map
+    for each class."""
 
     name: Literal["affine"] = "affine"
     latent: int = 32
@@ -23,10 +24,12 @@ class AffineConfig(Strict):
 
 
 class Affine(nn.Module):
-    """`net(x, t, r, label) -> image` for noise x [B, C, S, S]: mean + s x + U (d - s) U^T x, row `label` of each parameter.
+    """`net(x, t, r, label) -> image` for noise x [B, C, S, S]: mean + s x + U (d - s) U^T x, row
+    `label` of each parameter.
 
-    With orthonormal columns in U, pure noise becomes a Gaussian with variance d^2 along the columns and s^2 across them. The
-    last row, that of the null label, is for images without a class. t and r are not read (see Generator).
+    With orthonormal columns in U, pure noise becomes a Gaussian with variance d^2 along the columns
+    and s^2 across them. The last row, that of the null label, is for images without a class. t and
+    r are not read (see Generator).
     """
 
     def __init__(self, latent: int, channels: int, side: int, num_classes: int):
@@ -35,11 +38,15 @@ class Affine(nn.Module):
         rows, size = num_classes + 1, channels * side**2
         self.num_classes = num_classes
         self.mean = nn.Parameter(torch.zeros(rows, size))
-        self.directions = nn.Parameter(torch.eye(size, latent).repeat(rows, 1, 1))  # U, [rows, D, latent]
+        self.directions = nn.Parameter(
+            torch.eye(size, latent).repeat(rows, 1, 1)
+        )  # U, [rows, D, latent]
         self.scales = nn.Parameter(torch.ones(rows, latent))  # d
         self.rest = nn.Parameter(torch.ones(rows))  # s
 
-    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
         if label is None:
             label = torch.full((len(x),), self.num_classes, device=x.device)
         n, s = x.flatten(1), self.rest[label, None]  # [B, D], [B, 1]

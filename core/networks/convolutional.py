@@ -1,9 +1,11 @@
-"""Plain residual networks from a vector to an image and from an image to a vector, without normalisation layers.
+"""Plain residual networks from a vector to an image and from an image to a vector, without
+normalisation layers.
 
-The building plan of R3GAN (Huang et al. 2024, arXiv 2501.05441, sec. 4): residual blocks of convolutions and leaky ReLU, the
-last convolution of each starting at zero as in Fixup, resampling between levels, one linear layer at the vector end, labels
-embedded. Differences: two 3x3 convolutions a block in place of a grouped one between two 1x1, since grouped convolutions are
-slow on a processor; and pixel-shuffle at the image end where `patch` > 1, as in the U-Net.
+The building plan of R3GAN (Huang et al. 2024, arXiv 2501.05441, sec. 4): residual blocks of
+convolutions and leaky ReLU, the last convolution of each starting at zero as in Fixup, resampling
+between levels, one linear layer at the vector end, labels embedded. Differences: two 3x3
+convolutions a block in place of a grouped one between two 1x1, since grouped convolutions are slow
+on a processor; and pixel-shuffle at the image end where `patch` > 1, as in the U-Net.
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ SLOPE = 0.2  # of the leaky ReLU
 
 
 class ConvolutionalConfig(Strict):
-    """widths: channels at each level, finest first; blocks: residual blocks a level; patch: pixel-shuffle factor."""
+    """widths: channels at each level, finest first; blocks: residual blocks a level; patch:
+    pixel-shuffle factor."""
 
     widths: tuple[int, ...] = (64, 128)
     blocks: int = 2
     patch: int = 1
 
     def coarsest(self, side: int) -> int:
-        """The side of the smallest feature map; raises UserError if images of `side` do not divide so far."""
+        """The side of the smallest feature map; raises UserError if images of `side` do not divide
+        so far."""
         stride = self.patch * 2 ** (len(self.widths) - 1)
         if side % stride:
             raise UserError(
@@ -40,7 +44,8 @@ class ConvolutionalConfig(Strict):
 
 
 class GeneratorConfig(ConvolutionalConfig):
-    """latent: numbers of noise that are used; `conditional` embeds the data set's labels where it has any."""
+    """latent: numbers of noise that are used; `conditional` embeds the data set's labels where it
+    has any."""
 
     name: Literal["generator"] = "generator"
     latent: int = 64
@@ -82,11 +87,15 @@ class _Residual(nn.Module):
 class Decoder(nn.Module):
     """code [B, latent], embedding [B, E] or None -> image [B, C, S, S]."""
 
-    def __init__(self, size: ConvolutionalConfig, latent: int, channels: int, side: int, num_classes: int):
+    def __init__(
+        self, size: ConvolutionalConfig, latent: int, channels: int, side: int, num_classes: int
+    ):
         super().__init__()
         self.widths, self.coarsest, self.patch = size.widths, size.coarsest(side), size.patch
         self.label = nn.Embedding(num_classes + 1, latent) if num_classes else None
-        self.first = nn.Linear(latent * (2 if num_classes else 1), size.widths[-1] * self.coarsest**2)
+        self.first = nn.Linear(
+            latent * (2 if num_classes else 1), size.widths[-1] * self.coarsest**2
+        )
         self.levels = nn.ModuleList()
         current = size.widths[-1]
         for width in reversed(size.widths):
@@ -112,12 +121,18 @@ class Decoder(nn.Module):
 class Encoder(nn.Module):
     """image [B, C, S, S], label [B] -> [B, outputs].
 
-    projection: the label enters as an inner product of its embedding with the features (Miyato and Koyama 2018, eq. 4),
-    for a critic; otherwise it is embedded beside them.
+    projection: the label enters as an inner product of its embedding with the features (Miyato and
+    Koyama 2018, eq. 4), for a critic; otherwise it is embedded beside them.
     """
 
     def __init__(
-        self, size: ConvolutionalConfig, channels: int, side: int, num_classes: int, outputs: int, projection: bool = False
+        self,
+        size: ConvolutionalConfig,
+        channels: int,
+        side: int,
+        num_classes: int,
+        outputs: int,
+        projection: bool = False,
     ):
         super().__init__()
         coarsest = size.coarsest(side)
@@ -145,7 +160,9 @@ class Encoder(nn.Module):
         if self.label is None:
             return self.head(h)
         if self.projection:
-            return self.head(h) + (self.label(label) * h).sum(1, keepdim=True) / math.sqrt(h.shape[1])
+            return self.head(h) + (self.label(label) * h).sum(1, keepdim=True) / math.sqrt(
+                h.shape[1]
+            )
         return self.head(h + self.label(label))
 
 
@@ -154,13 +171,16 @@ def _labels(label: Tensor | None, count: int, null: int, device: torch.device) -
     if null and label is None:
         return torch.full((count,), null, device=device)
     if not null and label is not None:
-        raise ValueError("this network is unconditional: it was built with num_classes=0, so label must be None")
+        raise ValueError(
+            "this network is unconditional: it was built with num_classes=0, so label must be None"
+        )
     return label
 
 
 class Generator(nn.Module):
-    """`net(x, t, r, label) -> image` for noise x [B, C, S, S]: its first `latent` numbers are the code. t and r are not read:
-    the network knows one time, t = 1 (`discrete_steps: 1` in its spec), where x is pure noise."""
+    """`net(x, t, r, label) -> image` for noise x [B, C, S, S]: its first `latent` numbers are the
+    code. t and r are not read: the network knows one time, t = 1 (`discrete_steps: 1` in its spec),
+    where x is pure noise."""
 
     def __init__(self, size: GeneratorConfig, channels: int, side: int, num_classes: int):
         super().__init__()
@@ -168,17 +188,21 @@ class Generator(nn.Module):
         self.latent, self.num_classes = size.latent, num_classes
         self.decoder = Decoder(size, size.latent, channels, side, num_classes)
 
-    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
         label = _labels(label, len(x), self.num_classes, x.device)
         return self.decoder(x.flatten(1)[:, : self.latent], label)
 
 
 class Autoencoder(nn.Module):
-    """A Generator with an encoder. `noise` is one parameter, the logarithm of the decoder's standard deviation.
+    """A Generator with an encoder. `noise` is one parameter, the logarithm of the decoder's
+    standard deviation.
 
-    `net(x, t, r, label)` decodes the code in the noise x, as a Generator does. `net(image, t, r, label, noise=eps)` encodes
-    the image and decodes mean + std * eps[:, :latent]; it returns (image [B, C, S, S], mean [B, latent], log variance
-    [B, latent]). Both in one forward, so that wrappers for many processes see all that is trained.
+    `net(x, t, r, label)` decodes the code in the noise x, as a Generator does. `net(image, t, r,
+    label, noise=eps)` encodes the image and decodes mean + std * eps[:, :latent]; it returns (image
+    [B, C, S, S], mean [B, latent], log variance [B, latent]). Both in one forward, so that wrappers
+    for many processes see all that is trained.
     """
 
     def __init__(self, size: AutoencoderConfig, channels: int, side: int, num_classes: int):
@@ -190,7 +214,12 @@ class Autoencoder(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(()))
 
     def forward(
-        self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None, noise: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        r: Tensor | None = None,
+        label: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         label = _labels(label, len(x), self.num_classes, x.device)
         if noise is None:
@@ -203,4 +232,6 @@ class Autoencoder(nn.Module):
 def check_latent(latent: int, channels: int, side: int) -> None:
     """Raises UserError if an image's worth of noise has fewer than `latent` numbers."""
     if not 1 <= latent <= channels * side**2:
-        raise UserError(f"network.latent={latent}: the noise of a {channels}x{side}x{side} image has 1 to {channels * side**2}")
+        raise UserError(
+            f"network.latent={latent}: the noise of a {channels}x{side}x{side} image has 1 to {channels * side**2}"
+        )

@@ -27,9 +27,10 @@ def diffusers_library(wanted_by: str) -> Any:
 
 
 class DiffusersConfig(Strict):
-    """class_name: of the model in diffusers; config: its own config, as in its config.json; steps: T of the table it was
-    trained on, whose entry k the network is told where t = (k + 1) / T; null_label: whether the last class of a UNet2DModel is
-    the null label (a DiT has one besides its classes)."""
+    """class_name: of the model in diffusers; config: its own config, as in its config.json; steps:
+    T of the table it was trained on, whose entry k the network is told where t = (k + 1) / T;
+    null_label: whether the last class of a UNet2DModel is the null label (a DiT has one besides its
+    classes)."""
 
     name: Literal["diffusers"] = "diffusers"
     class_name: Literal["UNet2DModel", "DiTTransformer2DModel"]
@@ -61,33 +62,45 @@ class DiffusersConfig(Strict):
         """A freshly initialised network.
 
         Raises:
-            UserError: diffusers is not installed, a config it refuses, or images or classes that do not fit.
+            UserError: diffusers is not installed, a config it refuses, or images or classes that do
+                not fit.
         """
         fitting = {"in_channels": channels, "sample_size": side}
         for key, value in fitting.items():
             if (given := self.config.get(key)) not in (value, [value, value], (value, value)):
-                raise UserError(f"network.config.{key} = {given} of {self.class_name}, but the images have {value}: change one")
+                raise UserError(
+                    f"network.config.{key} = {given} of {self.class_name}, but the images have {value}: change one"
+                )
         if self.labels and self.labels != num_classes:
-            raise UserError(f"{self.class_name} embeds {self.labels} classes, but the data has {num_classes}")
+            raise UserError(
+                f"{self.class_name} embeds {self.labels} classes, but the data has {num_classes}"
+            )
         cls = getattr(diffusers_library(f"network {self.class_name}"), self.class_name)
         try:
             inner = cls(**self.config)
         except (TypeError, ValueError, NotImplementedError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"network.config is not one of {self.class_name}: {reason}") from error
-        return DiffusersNetwork(inner, self.steps, self.labels, self.null_label or self.class_name == "DiTTransformer2DModel")
+        return DiffusersNetwork(
+            inner,
+            self.steps,
+            self.labels,
+            self.null_label or self.class_name == "DiTTransformer2DModel",
+        )
 
 
 class DiffusersNetwork(nn.Module):
     """`net(x, t, r, label) -> F` around a model of diffusers.
 
-    The network's integer timestep is k = T t - 1, the inverse of t = (k + 1) / T, continued to real numbers (-1 at t = 0) for
-    students that are asked at any t. Within 1e-3 of an integer k is that integer, since t arrives in the network's precision.
+    The network's integer timestep is k = T t - 1, the inverse of t = (k + 1) / T, continued to real
+    numbers (-1 at t = 0) for students that are asked at any t. Within 1e-3 of an integer k is that
+    integer, since t arrives in the network's precision.
 
     Args:
         inner: the model; its positional time embedding takes real numbers.
         steps: T.
-        num_classes: labels are 0..num_classes - 1, and num_classes is the null label where the model has one (`null_label`).
+        num_classes: labels are 0..num_classes - 1, and num_classes is the null label where the
+            model has one (`null_label`).
     """
 
     def __init__(self, inner: nn.Module, steps: int, num_classes: int, null_label: bool):
@@ -96,7 +109,8 @@ class DiffusersNetwork(nn.Module):
         self.steps, self.num_classes, self.null_label = steps, num_classes, null_label
 
     def adopt(self, inner: nn.Module) -> None:
-        """Makes `inner` the model. A DiT in training drops labels by itself; here that is the method's to do, or not."""
+        """Makes `inner` the model. A DiT in training drops labels by itself; here that is the
+        method's to do, or not."""
         self.inner = inner
         for module in inner.modules():
             if hasattr(module, "dropout_prob"):
@@ -109,8 +123,11 @@ class DiffusersNetwork(nn.Module):
         near = (k.detach() - whole).abs() < 1e-3
         return torch.where(near, k + (whole - k.detach()), k).float()
 
-    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], t [B] in [0, 1], r None, label [B] (int64) or None for the null label -> [B, C, H, W].
+    def forward(
+        self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """x [B, C, H, W], t [B] in [0, 1], r None, label [B] (int64) or None for the null label ->
+        [B, C, H, W].
 
         Raises:
             UserError: the null label is asked for and the model has none.

@@ -1,9 +1,10 @@
 """The U-Net of this repository: the DDPM/ADM family at sizes from a laptop's processor to a GPU.
 
-Residual blocks with adaptive group norm (Dhariwal and Nichol 2021, eq. 8), self-attention at chosen levels, sinusoidal
-time embedding (Ho et al. 2020, app. B), and optionally pixel-unshuffle at the door, so that a 28x28 image is worked on
-as 14x14 patches of 2x2. Every operation supports forward-mode differentiation; attention is written as two matrix
-products because PyTorch's fused kernels have no forward-mode rule (and are slower on a processor at these lengths).
+Residual blocks with adaptive group norm (Dhariwal and Nichol 2021, eq. 8), self-attention at chosen
+levels, sinusoidal time embedding (Ho et al. 2020, app. B), and optionally pixel-unshuffle at the
+door, so that a 28x28 image is worked on as 14x14 patches of 2x2. Every operation supports
+forward-mode differentiation; attention is written as two matrix products because PyTorch's fused
+kernels have no forward-mode rule (and are slower on a processor at these lengths).
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def sinusoidal_embedding(t: Tensor, width: int) -> Tensor:
     """Embeds times t [B] in [0, 1] as [B, width]; 1000 t plays the part of DDPM's integer step."""
     half = width // 2
     t = t.to(torch.promote_types(t.dtype, torch.float32))
-    frequency = torch.exp(-math.log(10_000.0) / half * torch.arange(half, device=t.device, dtype=t.dtype))
+    frequency = torch.exp(
+        -math.log(10_000.0) / half * torch.arange(half, device=t.device, dtype=t.dtype)
+    )
     phase = 1000.0 * t[:, None] * frequency
     return torch.cat([phase.cos(), phase.sin()], dim=1)  # [B, width]
 
@@ -73,7 +76,8 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, conv, twice; the second norm is scaled and shifted by the embedding (adaptive group norm)."""
+    """GroupNorm, SiLU, conv, twice; the second norm is scaled and shifted by the embedding
+    (adaptive group norm)."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float):
         super().__init__()
@@ -105,7 +109,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
         h = self.norm(x).flatten(2).transpose(1, 2)  # [B, HW, C]
-        q, k, v = self.qkv(h).view(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # [B, heads, HW, d]
+        q, k, v = (
+            self.qkv(h).view(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        )  # [B, heads, HW, d]
         weights = (q @ k.transpose(-2, -1) * (C // self.heads) ** -0.5).softmax(dim=-1)
         h = (weights @ v).transpose(1, 2).reshape(B, H * W, C)
         return x + self.out(h).transpose(1, 2).reshape(B, C, H, W)
@@ -114,7 +120,15 @@ class SelfAttention(nn.Module):
 class Stage(nn.Module):
     """A residual block, then attention where the level asks for it."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, attention: bool, head_width: int):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        dropout: float,
+        attention: bool,
+        head_width: int,
+    ):
         super().__init__()
         self.block = ResidualBlock(inputs, outputs, embedding, dropout)
         self.attention = SelfAttention(outputs, head_width) if attention else nn.Identity()
@@ -128,10 +142,13 @@ class UNet(nn.Module):
 
     Args:
         channels, side: of the image; `side` must be divisible by `patch * 2 ** (len(widths) - 1)`.
-        widths: channels at each level, finest first; `blocks` residual blocks a level (one more on the way up).
-        attention: levels (0 = finest) with self-attention after every block; `head_width` channels a head.
+        widths: channels at each level, finest first; `blocks` residual blocks a level (one more on
+            the way up).
+        attention: levels (0 = finest) with self-attention after every block; `head_width` channels
+            a head.
         dropout: inside the residual blocks.
-        num_classes: 0 = unconditional. Otherwise labels are 0..num_classes, where num_classes is the null label.
+        num_classes: 0 = unconditional. Otherwise labels are 0..num_classes, where num_classes is
+            the null label.
         second_time: embeds a second time r besides t, for jumps and flow maps.
         patch: pixel-unshuffle factor at the door; 1 = none.
 
@@ -160,13 +177,19 @@ class UNet(nn.Module):
                 f"change network.patch or network.widths, or resize the images to a multiple of {stride}"
             )
         if bad := [level for level in attention if not 0 <= level < len(widths)]:
-            raise UserError(f"network.attention names level {bad[0]}, but the levels are 0 to {len(widths) - 1}")
+            raise UserError(
+                f"network.attention names level {bad[0]}, but the levels are 0 to {len(widths) - 1}"
+            )
         self.channels, self.side, self.patch, self.num_classes = channels, side, patch, num_classes
         self.width = widths[0]
         embedding = 4 * widths[0]
-        self.time = nn.Sequential(nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.time = nn.Sequential(
+            nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
         self.second_time = (
-            nn.Sequential(nn.Linear(widths[0], embedding), nn.SiLU(), zeroed(nn.Linear(embedding, embedding)))
+            nn.Sequential(
+                nn.Linear(widths[0], embedding), nn.SiLU(), zeroed(nn.Linear(embedding, embedding))
+            )
             if second_time
             else None
         )
@@ -187,7 +210,9 @@ class UNet(nn.Module):
                 self.shrink.append(nn.Conv2d(current, current, 3, stride=2, padding=1))
                 skips.append(current)
         last = len(widths) - 1
-        self.middle = nn.ModuleList([stage(current, current, last), ResidualBlock(current, current, embedding, dropout)])
+        self.middle = nn.ModuleList(
+            [stage(current, current, last), ResidualBlock(current, current, embedding, dropout)]
+        )
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
@@ -195,22 +220,35 @@ class UNet(nn.Module):
                 current = width
             if level > 0:
                 self.grow.append(nn.Conv2d(current, current, 3, padding=1))
-        self.head = nn.Sequential(group_norm(current), nn.SiLU(), zeroed(nn.Conv2d(current, channels * patch**2, 3, padding=1)))
+        self.head = nn.Sequential(
+            group_norm(current),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(current, channels * patch**2, 3, padding=1)),
+        )
         self.blocks = blocks
 
-    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], t [B] in [0, 1], r [B] or None, label [B] (int64) or None for the null label -> [B, C, H, W]."""
+    def forward(
+        self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """x [B, C, H, W], t [B] in [0, 1], r [B] or None, label [B] (int64) or None for the null
+        label -> [B, C, H, W]."""
         embedding = self.time(sinusoidal_embedding(t, self.width).to(x.dtype))
         if (r is not None) != (self.second_time is not None):
-            raise ValueError("r must be given exactly when the network was built with second_time=True")
+            raise ValueError(
+                "r must be given exactly when the network was built with second_time=True"
+            )
         if r is not None:
-            embedding = embedding + self.second_time(sinusoidal_embedding(r, self.width).to(x.dtype))
+            embedding = embedding + self.second_time(
+                sinusoidal_embedding(r, self.width).to(x.dtype)
+            )
         if self.label is not None:
             if label is None:
                 label = torch.full((len(x),), self.num_classes, device=x.device)
             embedding = embedding + self.label(label)
         elif label is not None:
-            raise ValueError("this network is unconditional: it was built with num_classes=0, so label must be None")
+            raise ValueError(
+                "this network is unconditional: it was built with num_classes=0, so label must be None"
+            )
         embedding = F.silu(embedding)
 
         h = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)

@@ -1,6 +1,8 @@
-"""What a sampler is given: `denoiser(x, t) -> Denoised(x0, eps)` with a `.path`; labels, guidance and thresholding inside.
+"""What a sampler is given: `denoiser(x, t) -> Denoised(x0, eps)` with a `.path`; labels, guidance
+and thresholding inside.
 
-A denoiser is built by composition, for example `Thresholded(Guided(model, label, scale=2.0), dynamic_threshold())`.
+A denoiser is built by composition, for example `Thresholded(Guided(model, label, scale=2.0),
+dynamic_threshold())`.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ class Conditioned:
 
 
 class Guided:
-    """Classifier-free guidance (Ho and Salimans 2022, eq. 6): F = F_null + scale (F_label - F_null).
+    """Classifier-free guidance (Ho and Salimans 2022, eq. 6): F = F_null + scale (F_label -
+    F_null).
 
-    The outputs are combined before they are read, which for eps, x0, v and u alike is the paper's combination of noise
-    predictions, since all are affine in each other at fixed (x, t). Two evaluations a call; scale = 1 is guidance
-    switched off, for which `denoiser_for` builds a Conditioned instead.
+    The outputs are combined before they are read, which for eps, x0, v and u alike is the paper's
+    combination of noise predictions, since all are affine in each other at fixed (x, t). Two
+    evaluations a call; scale = 1 is guidance switched off, for which `denoiser_for` builds a
+    Conditioned instead.
     """
 
     def __init__(self, model: Model, label: Tensor, null: int, scale: float):
@@ -58,10 +62,13 @@ def static_threshold(x0: Tensor) -> Tensor:
 
 
 def dynamic_threshold(quantile: float = 0.995) -> Callable[[Tensor], Tensor]:
-    """Clips each image at that quantile of its own |x0|, if above 1, and scales it back (Saharia et al. 2022, sec. 2.3)."""
+    """Clips each image at that quantile of its own |x0|, if above 1, and scales it back (Saharia et
+    al. 2022, sec. 2.3)."""
 
     def threshold(x0: Tensor) -> Tensor:
-        limit = torch.quantile(x0.flatten(1).abs().float(), quantile, dim=1).clamp(min=1).to(x0.dtype)
+        limit = (
+            torch.quantile(x0.flatten(1).abs().float(), quantile, dim=1).clamp(min=1).to(x0.dtype)
+        )
         limit = limit.view(-1, *[1] * (x0.ndim - 1))
         return x0.clamp(-limit, limit) / limit
 
@@ -69,10 +76,18 @@ def dynamic_threshold(quantile: float = 0.995) -> Callable[[Tensor], Tensor]:
 
 
 class Thresholded:
-    """Applies a threshold to x0 and recomputes eps, so that both still add up to x; with `keep_eps` eps stays as it was."""
+    """Applies a threshold to x0 and recomputes eps, so that both still add up to x; with `keep_eps`
+    eps stays as it was."""
 
-    def __init__(self, inner: Denoiser, threshold: Callable[[Tensor], Tensor], keep_eps: bool = False):
-        self.inner, self.threshold, self.path, self.keep_eps = inner, threshold, inner.path, keep_eps
+    def __init__(
+        self, inner: Denoiser, threshold: Callable[[Tensor], Tensor], keep_eps: bool = False
+    ):
+        self.inner, self.threshold, self.path, self.keep_eps = (
+            inner,
+            threshold,
+            inner.path,
+            keep_eps,
+        )
 
     def __call__(self, x: Tensor, t: Tensor) -> Denoised:
         guess = self.inner(x, t)
@@ -92,21 +107,34 @@ THRESHOLDS: dict[str, Callable[[Tensor], Tensor] | None] = {
 
 
 def denoiser_for(
-    model: Model, label: Tensor | None, num_classes: int, guidance_scale: float = 1.0, threshold: str = "none"
+    model: Model,
+    label: Tensor | None,
+    num_classes: int,
+    guidance_scale: float = 1.0,
+    threshold: str = "none",
 ) -> Denoiser:
     """The denoiser for these options.
 
     Raises:
-        UserError: guidance without classes, or a label outside 0..num_classes (num_classes is the null label).
+        UserError: guidance without classes, or a label outside 0..num_classes (num_classes is the
+            null label).
     """
-    if label is not None and len(label) and (bad := label[(label < 0) | (label > num_classes)]).numel():
+    if (
+        label is not None
+        and len(label)
+        and (bad := label[(label < 0) | (label > num_classes)]).numel()
+    ):
         raise UserError(
             f"label {int(bad[0])} is out of range: this model knows 0 to {num_classes - 1} (and {num_classes}, null)"
         )
     if guidance_scale != 1.0 and (label is None or num_classes == 0):
-        raise UserError(f"guidance_scale={guidance_scale} needs a class-conditional model and labels; 1.0 is off")
+        raise UserError(
+            f"guidance_scale={guidance_scale} needs a class-conditional model and labels; 1.0 is off"
+        )
     denoiser: Denoiser = (
-        Conditioned(model, label) if guidance_scale == 1.0 else Guided(model, label, num_classes, guidance_scale)
+        Conditioned(model, label)
+        if guidance_scale == 1.0
+        else Guided(model, label, num_classes, guidance_scale)
     )
     if (function := THRESHOLDS[threshold]) is not None:
         denoiser = Thresholded(denoiser, function, keep_eps=threshold == "static-x0")

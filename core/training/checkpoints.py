@@ -1,4 +1,5 @@
-"""Atomic checkpoints: a folder written beside its final name and renamed when complete, the newest kept."""
+"""Atomic checkpoints: a folder written beside its final name and renamed when complete, the newest
+kept."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ def save_checkpoint(
     state: dict,
     price: dict,
 ) -> Path:
-    """Writes checkpoints/IMAGES-STAGE with raw, EMA and frozen weights (safetensors) the trainer's state, and what training
-    has cost so far (price.json); drops older ones."""
+    """Writes checkpoints/IMAGES-STAGE with raw, EMA and frozen weights (safetensors) the trainer's
+    state, and what training has cost so far (price.json); drops older ones."""
     folder = run / "checkpoints"
     final = folder / f"{state['images']:012d}-{state['stage']:02d}"
     if final.is_dir():
@@ -54,7 +55,8 @@ def save_checkpoint(
 
 
 def keep_for_steps(run: Path, checkpoint: Path, steps: int) -> None:
-    """Copies a checkpoint's weights and price (not its training state) to where `latest_checkpoint(run, steps)` finds them."""
+    """Copies a checkpoint's weights and price (not its training state) to where
+    `latest_checkpoint(run, steps)` finds them."""
     final = run / "for-steps" / f"{steps:04d}"
     with whole_folder(final) as partial:
         for name in ("raw.safetensors", "ema.safetensors", "price.json"):
@@ -62,7 +64,8 @@ def keep_for_steps(run: Path, checkpoint: Path, steps: int) -> None:
 
 
 def read_state(folder: Path) -> dict:
-    """The trainer's state in a checkpoint; raises UserError if the file is damaged, or if there are but weights to use."""
+    """The trainer's state in a checkpoint; raises UserError if the file is damaged, or if there are
+    but weights to use."""
     if not (folder / "state.pt").exists() and not (folder / "raw.safetensors").exists():
         raise UserError(
             f"{folder.parents[1]} is a shipped model, weights without the state of their training: use it as it is, or give "
@@ -72,11 +75,16 @@ def read_state(folder: Path) -> dict:
         return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{folder / 'state.pt'} is damaged or incomplete ({reason}): delete {folder} to begin again") from error
+        raise UserError(
+            f"{folder / 'state.pt'} is damaged or incomplete ({reason}): delete {folder} to begin again"
+        ) from error
 
 
-def load_checkpoint(folder: Path, raw: torch.nn.Module, ema: torch.nn.Module, frozen: dict[str, torch.nn.Module]) -> dict:
-    """Loads weights in place and returns the trainer's state; raises UserError for damaged or unfitting files."""
+def load_checkpoint(
+    folder: Path, raw: torch.nn.Module, ema: torch.nn.Module, frozen: dict[str, torch.nn.Module]
+) -> dict:
+    """Loads weights in place and returns the trainer's state; raises UserError for damaged or
+    unfitting files."""
     state = read_state(folder)
     load_weights(raw, folder / "raw.safetensors")
     load_weights(ema, folder / "ema.safetensors")

@@ -1,4 +1,5 @@
-"""What a training method is: the network it trains, and a loss. The trainer knows no more about it than this file."""
+"""What a training method is: the network it trains, and a loss. The trainer knows no more about it
+than this file."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ class MethodConfig(Strict):
 class Stage(NamedTuple):
     """A stretch of training with a learning-rate schedule of its own.
 
-    share: of the budget, relative to the other stages. steps: if given, the stage's result is kept as the model to be
-    sampled in that many steps, whatever later stages make of the network.
+    share: of the budget, relative to the other stages. steps: if given, the stage's result is kept
+    as the model to be sampled in that many steps, whatever later stages make of the network.
     """
 
     name: str
@@ -36,7 +37,8 @@ class Stage(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """images: seen since the run began; stage: index; fraction: of the stage's budget that is spent, in 0..1."""
+    """images: seen since the run began; stage: index; fraction: of the stage's budget that is
+    spent, in 0..1."""
 
     images: int
     stage: int
@@ -44,7 +46,8 @@ class Progress(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """per_sample [B] float32, whose mean is minimised, and the times t [B] it was taken at, for the log by noise level."""
+    """per_sample [B] float32, whose mean is minimised, and the times t [B] it was taken at, for the
+    log by noise level."""
 
     per_sample: Tensor
     t: Tensor
@@ -62,7 +65,8 @@ class Context:
 
 
 class Spent(NamedTuple):
-    """What went into a method before training: network evaluations, seconds, and images where it has learned from them."""
+    """What went into a method before training: network evaluations, seconds, and images where it
+    has learned from them."""
 
     evals: float = 0.0
     seconds: float = 0.0
@@ -72,9 +76,10 @@ class Spent(NamedTuple):
 class Method(ABC):
     """One way to train one network.
 
-    Subclasses set `model` (the Model whose network is trained), `spec` (what it is made of) and `source` (what batches
-    are drawn from) in their constructor. A method that trains other networks besides, such as a critic, steps their
-    optimisers itself, within `loss`; it names the networks in `frozen` and keeps the optimisers in `state`.
+    Subclasses set `model` (the Model whose network is trained), `spec` (what it is made of) and
+    `source` (what batches are drawn from) in their constructor. A method that trains other networks
+    besides, such as a critic, steps their optimisers itself, within `loss`; it names the networks
+    in `frozen` and keeps the optimisers in `state`.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -92,7 +97,8 @@ class Method(ABC):
         return [Stage("train", 1.0)]
 
     def begin_stage(self, index: int, average: nn.Module) -> None:
-        """Called as a stage begins, with the network's moving average over the stage before (its start, for the first)."""
+        """Called as a stage begins, with the network's moving average over the stage before (its
+        start, for the first)."""
 
     @abstractmethod
     def loss(self, batch: Batch, progress: Progress) -> Loss: ...
@@ -101,11 +107,13 @@ class Method(ABC):
         """Called after every optimiser step; batch_size counts all processes."""
 
     def frozen(self) -> dict[str, nn.Module]:
-        """Networks that are evaluated but not trained by the optimiser, and which a resumed run cannot derive anew."""
+        """Networks that are evaluated but not trained by the optimiser, and which a resumed run
+        cannot derive anew."""
         return {}
 
     def state(self) -> dict:
-        """What a resumed run needs besides networks: tensors and plain values, as in an optimiser's state_dict."""
+        """What a resumed run needs besides networks: tensors and plain values, as in an optimiser's
+        state_dict."""
         return {}
 
     def load_state(self, state: dict) -> None:
@@ -121,7 +129,8 @@ class Method(ABC):
 
 
 class Regression(NamedTuple):
-    """Bring the model's output at (x_t [B, ...], t [B], r [B] or None) to `target`, both expressed as `kind`, by `weight` [B]."""
+    """Bring the model's output at (x_t [B, ...], t [B], r [B] or None) to `target`, both expressed
+    as `kind`, by `weight` [B]."""
 
     x_t: Tensor
     t: Tensor
@@ -154,7 +163,8 @@ class RegressionMethod(Method):
 
 
 def images_and_spec(context: Context) -> tuple[ImageData, ModelSpec]:
-    """The training images, as the network sees them, and the model that config and data together describe."""
+    """The training images, as the network sees them, and the model that config and data together
+    describe."""
     data = context.data.load()
     model = context.model or ModelConfig()
     spec = ModelSpec(
@@ -173,7 +183,8 @@ def new_model(spec: ModelSpec, context: Context) -> Model:
 
 
 def drop_labels(batch: Batch, probability: float, null: int) -> Tensor | None:
-    """The batch's labels, each replaced by the null label with that probability (Ho and Salimans 2022, alg. 1)."""
+    """The batch's labels, each replaced by the null label with that probability (Ho and Salimans
+    2022, alg. 1)."""
     if batch.label is None or probability == 0:
         return batch.label
     dropped = batch.rng.uniform("label-dropout") < probability

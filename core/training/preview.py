@@ -28,9 +28,11 @@ def check_preview(log: LogConfig, method: Method) -> None:
 
 
 @torch.no_grad()
-def save_preview(log: LogConfig, method: Method, network: nn.Module, file: Path, steps: int | None = None) -> None:
-    """`log.samples` images by `log.sampler` from the averaged network, classes in rotation. steps: those that the network is
-    being made for (null = `log.steps`)."""
+def save_preview(
+    log: LogConfig, method: Method, network: nn.Module, file: Path, steps: int | None = None
+) -> None:
+    """`log.samples` images by `log.sampler` from the averaged network, classes in rotation. steps:
+    those that the network is being made for (null = `log.steps`)."""
     model, spec = method.model, method.spec
     device = next(network.parameters()).device
     trained, model.network = model.network, network.eval()

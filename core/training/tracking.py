@@ -20,14 +20,23 @@ class Tracker:
     """Collects losses between two log lines.
 
     Args:
-        images: seen when the run begins or resumes; lines of metrics.jsonl beyond it belong to work that was lost, and go.
+        images: seen when the run begins or resumes; lines of metrics.jsonl beyond it belong to work
+            that was lost, and go.
         used: of the budget, when the run begins or resumes; not counted into the bar's speed.
         budget: in the unit of the config's budget, as `used`.
         stages: their names, shown as the phase.
         enabled: False on all but the main process.
     """
 
-    def __init__(self, config: RunConfig, images: int, used: float, budget: float, stages: list[str], enabled: bool):
+    def __init__(
+        self,
+        config: RunConfig,
+        images: int,
+        used: float,
+        budget: float,
+        stages: list[str],
+        enabled: bool,
+    ):
         self.config, self.stages, self.enabled = config, stages, enabled
         self.file = Path(config.run) / "metrics.jsonl"
         self.bar = tqdm(
@@ -54,14 +63,20 @@ class Tracker:
 
     def _drop_lines_after(self, images: int) -> None:
         if self.file.is_file():
-            lines = [line for line in read_text(self.file).splitlines() if _images(line, images) <= images]
+            lines = [
+                line
+                for line in read_text(self.file).splitlines()
+                if _images(line, images) <= images
+            ]
             write_text(self.file, "".join(line + "\n" for line in lines))
 
     def _start_wandb(self):
         try:
             import wandb
         except ImportError as error:
-            raise UserError("log.wandb is set, but wandb is not installed: pip install wandb, or log.wandb=null") from error
+            raise UserError(
+                "log.wandb is set, but wandb is not installed: pip install wandb, or log.wandb=null"
+            ) from error
         return wandb.init(
             project=self.config.log.wandb_project,
             name=Path(self.config.run).name,
@@ -81,16 +96,24 @@ class Tracker:
         self.bar.update(round(used) - self.bar.n)
         if len(self.losses) % 20 == 1:
             speed = (images - self.since_images) / max(time.perf_counter() - self.since, 1e-9)
-            self.bar.set_description(f"{Path(self.config.run).name}: {self.stages[stage]}", refresh=False)
-            self.bar.set_postfix_str(f"loss {float(step['loss'].mean()):.4f}, {speed:.0f} img/s", refresh=False)
+            self.bar.set_description(
+                f"{Path(self.config.run).name}: {self.stages[stage]}", refresh=False
+            )
+            self.bar.set_postfix_str(
+                f"loss {float(step['loss'].mean()):.4f}, {speed:.0f} img/s", refresh=False
+            )
 
     def write(self, images: int, evals: float, seconds: float, stage: int, rate: float) -> None:
-        """Appends a line: means since the last one, and the loss in each of NOISE_LEVELS bins of t (null where none fell)."""
+        """Appends a line: means since the last one, and the loss in each of NOISE_LEVELS bins of t
+        (null where none fell)."""
         if not self.enabled or not self.losses:
             return
         loss, t = torch.cat(self.losses).cpu(), torch.cat(self.times).cpu()
         level = (t * NOISE_LEVELS).long().clamp(max=NOISE_LEVELS - 1)
-        by_level = [float(loss[level == k].mean()) if bool((level == k).any()) else None for k in range(NOISE_LEVELS)]
+        by_level = [
+            float(loss[level == k].mean()) if bool((level == k).any()) else None
+            for k in range(NOISE_LEVELS)
+        ]
         row = {
             "images": images,
             "evals": evals,
@@ -100,13 +123,17 @@ class Tracker:
             "loss_by_t": by_level,
             "grad_norm": float(self.norm),
             "lr": rate,
-            "images_per_second": (images - self.since_images) / max(time.perf_counter() - self.since, 1e-9),
+            "images_per_second": (images - self.since_images)
+            / max(time.perf_counter() - self.since, 1e-9),
         }
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.wandb is not None:
             levels = {f"loss_by_t/{k}": v for k, v in enumerate(by_level) if v is not None}
-            self.wandb.log({k: v for k, v in row.items() if k not in ("loss_by_t", "stage")} | levels, step=images)
+            self.wandb.log(
+                {k: v for k, v in row.items() if k not in ("loss_by_t", "stage")} | levels,
+                step=images,
+            )
         self._reset(images)
 
     def close(self) -> None:

@@ -1,4 +1,5 @@
-"""The training loop: accelerate, EMA, learning rate, checkpoints, logs. It knows images and stages, and no method's name."""
+"""The training loop: accelerate, EMA, learning rate, checkpoints, logs. It knows images and stages,
+and no method's name."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ from core.config import config_sha256
 from core.counting import count_evals
 from core.errors import UserError
 from core.noise import Noise
-from core.training.checkpoints import keep_for_steps, latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from core.training.checkpoints import (
+    keep_for_steps,
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
 from core.training.config import OptimizerConfig, RunConfig, settle_run_folder
 from core.training.method import Loss, Method, Progress
 from core.training.preview import check_preview, save_preview
@@ -30,15 +37,20 @@ class TrainingDiverged(UserError):
 def learning_rate(config: OptimizerConfig, stage_images: int, fraction: float) -> float:
     """The rate after `stage_images` of a stage of which `fraction` (0..1) is spent."""
     warm = min(1.0, (stage_images + 1) / config.warmup) if config.warmup else 1.0
-    left = {"constant": 1.0, "linear": 1 - fraction, "cosine": 0.5 * (1 + math.cos(math.pi * fraction))}[config.decay]
+    left = {
+        "constant": 1.0,
+        "linear": 1 - fraction,
+        "cosine": 0.5 * (1 + math.cos(math.pi * fraction)),
+    }[config.decay]
     return config.lr * warm * left
 
 
 class Trainer:
     """Trains a Method for a budget; the same call resumes.
 
-    All that a resumed run needs is in the checkpoint: weights, average, frozen networks, optimiser, counters. Randomness
-    needs nothing, since every draw is addressed by the run's seed and images seen.
+    All that a resumed run needs is in the checkpoint: weights, average, frozen networks, optimiser,
+    counters. Randomness needs nothing, since every draw is addressed by the run's seed and images
+    seen.
     """
 
     def __init__(self, config: RunConfig, method: Method, accelerator: Accelerator):
@@ -67,7 +79,12 @@ class Trainer:
     def _new_optimizer(self) -> torch.optim.AdamW:
         o = self.config.optimizer
         return torch.optim.AdamW(
-            self.network.parameters(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, foreach=True
+            self.network.parameters(),
+            lr=o.lr,
+            betas=o.betas,
+            eps=o.eps,
+            weight_decay=o.weight_decay,
+            foreach=True,
         )
 
     def _new_ema(self) -> EMA:
@@ -82,7 +99,8 @@ class Trainer:
         )
 
     def _training_budget(self) -> float:
-        """What training may use: images, or the evaluations that the method's inputs, such as stored pairs, have left."""
+        """What training may use: images, or the evaluations that the method's inputs, such as
+        stored pairs, have left."""
         if self.config.budget.images is not None:
             return self.config.budget.images
         left = self.config.budget.evals - self.spent.evals
@@ -100,7 +118,11 @@ class Trainer:
         return self.images if self.config.budget.images is not None else self.evals
 
     def _fraction(self) -> float:
-        used = self.stage_images if self.config.budget.images is not None else self.evals - self.stage_start_evals
+        used = (
+            self.stage_images
+            if self.config.budget.images is not None
+            else self.evals - self.stage_start_evals
+        )
         return min(1.0, used / self.stage_budget[self.stage])
 
     def progress(self) -> Progress:
@@ -130,7 +152,15 @@ class Trainer:
                 "teacher": self.method.teacher_name,
                 "config_sha256": config_sha256(self.config, without=("log",)),
             }
-            save_checkpoint(self.folder, self.method.spec, self.network, self.ema.ema_model, self.method.frozen(), state, price)
+            save_checkpoint(
+                self.folder,
+                self.method.spec,
+                self.network,
+                self.ema.ema_model,
+                self.method.frozen(),
+                state,
+                price,
+            )
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> bool:
@@ -140,7 +170,9 @@ class Trainer:
             return False
         stage = read_state(checkpoint)["stage"]
         if stage < len(self.stages):
-            self.method.begin_stage(stage, self.ema.ema_model)  # for what is not weights; those are loaded next
+            self.method.begin_stage(
+                stage, self.ema.ema_model
+            )  # for what is not weights; those are loaded next
         state = load_checkpoint(checkpoint, self.network, self.ema.ema_model, self.method.frozen())
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.step.fill_(state["ema_step"])
@@ -172,12 +204,23 @@ class Trainer:
             return
         self.module = self.accelerator.prepare_model(self.network)
         self.method.model.network = self.module
-        tracker = Tracker(self.config, self.images, self._used(), self.budget, [s.name for s in self.stages], enabled=main)
+        tracker = Tracker(
+            self.config,
+            self.images,
+            self._used(),
+            self.budget,
+            [s.name for s in self.stages],
+            enabled=main,
+        )
         try:
             while self.stage < len(self.stages):
                 self._run_stage(tracker)
                 self._keep_stage_result()
-                self.stage, self.stage_images, self.stage_start_evals = self.stage + 1, 0, self.evals
+                self.stage, self.stage_images, self.stage_start_evals = (
+                    self.stage + 1,
+                    0,
+                    self.evals,
+                )
                 if self.stage < len(self.stages):
                     self.method.begin_stage(self.stage, self.ema.ema_model)
                     self.optimizer = self._new_optimizer()
@@ -192,7 +235,9 @@ class Trainer:
     def _preview(self) -> None:
         if self.accelerator.is_main_process:
             file = self.folder / "samples" / f"{self.images:012d}.png"
-            steps = self.stages[min(self.stage, len(self.stages) - 1)].steps if self.stages else None
+            steps = (
+                self.stages[min(self.stage, len(self.stages) - 1)].steps if self.stages else None
+            )
             save_preview(self.config.log, self.method, self.ema.ema_model, file, steps)
 
     def _keep_stage_result(self) -> None:
@@ -213,14 +258,22 @@ class Trainer:
             self.seconds, last = self.seconds + now - last, now
             tracker.step(self.images, self._used(), self.stage, loss)
             if self._passed(log.metrics_every):
-                tracker.write(self.images, self.evals, self.seconds, self.stage, self.optimizer.param_groups[0]["lr"])
+                tracker.write(
+                    self.images,
+                    self.evals,
+                    self.seconds,
+                    self.stage,
+                    self.optimizer.param_groups[0]["lr"],
+                )
             if self._passed(log.samples_every):
                 self._preview()
                 last = time.perf_counter()  # looking is not training
             if self._passed(log.checkpoint_every) and self._fraction() < 1:
                 self.save()
                 last = time.perf_counter()
-        tracker.write(self.images, self.evals, self.seconds, self.stage, self.optimizer.param_groups[0]["lr"])
+        tracker.write(
+            self.images, self.evals, self.seconds, self.stage, self.optimizer.param_groups[0]["lr"]
+        )
 
     def _passed(self, interval: int) -> bool:
         """Whether the last step crossed a multiple of `interval` images."""
@@ -267,15 +320,24 @@ class Trainer:
         }
 
     def _seed_dropout(self, position: int) -> None:
-        """Dropout masks, the one thing drawn from PyTorch's global generator, follow from (seed, position) too."""
+        """Dropout masks, the one thing drawn from PyTorch's global generator, follow from (seed,
+        position) too."""
         digest = hashlib.sha256(f"{self.config.train.seed} {position}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:7], "big"))
 
     def _diverged(self, what: str, batch, loss: Loss) -> None:
-        file = self.folder / f"diverged-{self.images:012d}-process{self.accelerator.process_index}.pt"
+        file = (
+            self.folder / f"diverged-{self.images:012d}-process{self.accelerator.process_index}.pt"
+        )
         rng: Noise = batch.rng
         torch.save(
-            {"x0": batch.x0, "label": batch.label, "positions": rng.indices, "t": loss.t, "loss": loss.per_sample.detach()},
+            {
+                "x0": batch.x0,
+                "label": batch.label,
+                "positions": rng.indices,
+                "t": loss.t,
+                "loss": loss.per_sample.detach(),
+            },
             file,
         )
         bad = loss.t[~torch.isfinite(loss.per_sample.detach())]

@@ -1,1 +1,2 @@
-"""What rows of a curves file become: tables, comparisons and pictures. Nothing here samples or measures."""
+"""What rows of a curves file become: tables, comparisons and pictures. Nothing here samples or
+measures."""

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, distance) that no other point dominates, by rising cost; less is better in both.
+    """Indices of the points (cost, distance) that no other point dominates, by rising cost; less is
+    better in both.
 
-    A point dominates another if it is at most as large in both and smaller in one; of equal points, all are kept.
+    A point dominates another if it is at most as large in both and smaller in one; of equal points,
+    all are kept.
     """
     front: list[int] = []
     best = float("inf")

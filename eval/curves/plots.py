@@ -1,5 +1,5 @@
-"""Pictures of curves.jsonl: distance against network evaluations and against seconds, and the samples behind the numbers.
-Loads matplotlib late."""
+"""Pictures of curves.jsonl: distance against network evaluations and against seconds, and the
+samples behind the numbers. Loads matplotlib late."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ def _pyplot():
         raise UserError("plots need matplotlib: pip install matplotlib") from error
     matplotlib.use("Agg")
     matplotlib.rcParams.update(
-        {"svg.hashsalt": "0", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 12}
+        {
+            "svg.hashsalt": "0",
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 12,
+        }
     )
     from matplotlib import pyplot
 
@@ -50,7 +56,8 @@ def _look(row: dict, group: list[dict]) -> Look:
 
 
 def _name(row: dict, group: list[dict]) -> str:
-    """The series in words, the method by its label; without it where all in the picture are of one, which its title names."""
+    """The series in words, the method by its label; without it where all in the picture are of one,
+    which its title names."""
     words = series_words(row, group).removeprefix(row["method"]).strip()
     return words if one_method(group) else f"{_look(row, group).label}, {words}"
 
@@ -62,7 +69,11 @@ def one_method(group: list[dict]) -> bool:
 def subject(group: list[dict]) -> str:
     """What a title begins with: the data set, and the method where there is one only."""
     first = next(row for row in group if not is_floor(row))
-    return f"{first['dataset']}, {_look(first, group).label}" if one_method(group) else first["dataset"]
+    return (
+        f"{first['dataset']}, {_look(first, group).label}"
+        if one_method(group)
+        else first["dataset"]
+    )
 
 
 def timed(group: list[dict]) -> list[dict]:
@@ -75,12 +86,13 @@ def _cost(row: dict, against: str) -> float:
 
 
 def plot_curves(group: list[dict], path: Path, against: str = "nfe") -> None:
-    """Distance against the cost of an image, both logarithmic, for rows of one protocol; written as PNG and SVG beside each
-    other. Rings mark the Pareto front over all series.
+    """Distance against the cost of an image, both logarithmic, for rows of one protocol; written as
+    PNG and SVG beside each other. Rings mark the Pareto front over all series.
 
     Args:
-        against: "nfe" (network evaluations, counted), or "seconds" (of sampling, drawn as milliseconds), which every row must
-            have. Times of several devices are drawn but not ranked: they get no front.
+        against: "nfe" (network evaluations, counted), or "seconds" (of sampling, drawn as
+            milliseconds), which every row must have. Times of several devices are drawn but not
+            ranked: they get no front.
 
     Raises:
         UserError: nothing but a floor to draw.
@@ -95,7 +107,10 @@ def plot_curves(group: list[dict], path: Path, against: str = "nfe") -> None:
     ends = []
     for rows in series.values():
         look = _look(rows[0], group)
-        x, y = np.array([_cost(r, against) for r in rows]), np.array([max(r["fid"], 1e-3) for r in rows])
+        x, y = (
+            np.array([_cost(r, against) for r in rows]),
+            np.array([max(r["fid"], 1e-3) for r in rows]),
+        )
         # An error bar that reaches below zero would leave the logarithmic axis.
         std = np.array([r["fid_std"] or 0.0 for r in rows])
         bars = np.stack([np.minimum(std, 0.9 * y), std])
@@ -106,7 +121,9 @@ def plot_curves(group: list[dict], path: Path, against: str = "nfe") -> None:
         ends.append((x, y, _name(rows[0], group), look.color))
     best = min(y.min() for _, y, _, _ in ends)
     for row in filter(is_floor, group):
-        words = f"floor: {row['run']} against {row['reference']}" + (f", n = {row['n']}" if row["n"] != n_of(group) else "")
+        words = f"floor: {row['run']} against {row['reference']}" + (
+            f", n = {row['n']}" if row["n"] != n_of(group) else ""
+        )
         if far := row["fid"] < best / FAR:
             axes.set_ylim(bottom=best / 1.8)
             words += f": {number_words(row['fid'], row['fid_std'])}, below this picture"
@@ -127,8 +144,9 @@ def plot_curves(group: list[dict], path: Path, against: str = "nfe") -> None:
 
 
 def plot_trade_off(group: list[dict], path: Path) -> None:
-    """Recall (how much of the data is covered) against precision (how much of the samples is data-like) for rows of one
-    protocol, each series walking with its steps; the numbers are evaluations. Written as PNG and SVG."""
+    """Recall (how much of the data is covered) against precision (how much of the samples is
+    data-like) for rows of one protocol, each series walking with its steps; the numbers are
+    evaluations. Written as PNG and SVG."""
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(7.5, 6.2), layout="constrained")
     ends = []
@@ -146,17 +164,37 @@ def plot_trade_off(group: list[dict], path: Path) -> None:
             )  # fmt: skip
         ends.append((x, y, _name(rows[0], group), look.color))
     for row in filter(is_floor, group):
-        axes.plot(row["precision"], row["recall"], marker="*", markersize=13, color="black", linestyle="", zorder=5)
-        ends.append((np.array([row["precision"]]), np.array([row["recall"]]), f"real: {row['run']}", "black"))
+        axes.plot(
+            row["precision"],
+            row["recall"],
+            marker="*",
+            markersize=13,
+            color="black",
+            linestyle="",
+            zorder=5,
+        )
+        ends.append(
+            (
+                np.array([row["precision"]]),
+                np.array([row["recall"]]),
+                f"real: {row['run']}",
+                "black",
+            )
+        )
     first = next(row for row in group if not is_floor(row))
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel("precision: share of samples within the data's neighbourhoods")
     axes.set_ylabel("recall: share of the data within the samples' neighbourhoods")
-    title = [f"{subject(group)}: quality and mode coverage, n = {first['n']},", f"{first['extractor']} features"]
+    title = [
+        f"{subject(group)}: quality and mode coverage, n = {first['n']},",
+        f"{first['extractor']} features",
+    ]
     axes.set_title(("\n" if len("".join(title)) > 80 else " ").join(title))
     figure.supxlabel(
-        "small numbers: evaluations at the start of a curve, which walks on with its steps", fontsize=7.5, color="#555555"
+        "small numbers: evaluations at the start of a curve, which walks on with its steps",
+        fontsize=7.5,
+        color="#555555",
     )
     figure.draw_without_rendering()
     place_labels(axes, ends)
@@ -185,17 +223,29 @@ def _front(axes, group: list[dict], against: str) -> None:
 
 
 def _axes(axes, group: list[dict], against: str) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import (
+        FixedLocator,
+        FuncFormatter,
+        LogLocator,
+        NullFormatter,
+        NullLocator,
+    )
 
     measured = [row for row in group if not is_floor(row)]
     costs = [_cost(row, against) for row in measured]
     first = measured[0]
     if against == "nfe":
-        axes.xaxis.set_major_locator(FixedLocator([t for t in TICKS if t <= max(2, max(costs) * 1.05)]))
-        axes.set_xlim(min(0.8, max(costs) ** -0.045), max(2.0, *costs) * 1.35)  # room for names beside the points at 1
+        axes.xaxis.set_major_locator(
+            FixedLocator([t for t in TICKS if t <= max(2, max(costs) * 1.05)])
+        )
+        axes.set_xlim(
+            min(0.8, max(costs) ** -0.045), max(2.0, *costs) * 1.35
+        )  # room for names beside the points at 1
         axes.set_xlabel("network evaluations an image (counted)")
     else:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(costs) < 200 * min(costs) else (1,)))
+        axes.xaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if max(costs) < 200 * min(costs) else (1,))
+        )
         axes.set_xlim(min(costs) / 1.35, max(costs) * 1.35)
         axes.set_xlabel("milliseconds of sampling an image (in batches, wall clock)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -207,24 +257,33 @@ def _axes(axes, group: list[dict], against: str) -> None:
     axes.set_axisbelow(True)
     axes.set_ylabel(f"{measure_words(first)}, {first['extractor']} features")
     measure = measure_words(first)
-    axes.set_title(f"{subject(group)}: {measure} against {first['reference']}, {first['extractor']} features")
+    axes.set_title(
+        f"{subject(group)}: {measure} against {first['reference']}, {first['extractor']} features"
+    )
     errors = ", ".join(sorted({row["fid_error"] for row in measured if row["fid_error"]}))
     emas = ", ".join(sorted({row["ema"] for row in measured}))
     seeds = ", ".join(sorted({str(row["seed"]) for row in measured}))
     notes = [f"error bars: ±1 standard deviation ({errors})"] if errors else []
-    notes += [f"weights: {emas}", f"seed {seeds}", f"extractor sha256 {first['extractor_sha256'][:8]}"]
+    notes += [
+        f"weights: {emas}",
+        f"seed {seeds}",
+        f"extractor sha256 {first['extractor_sha256'][:8]}",
+    ]
     devices = _devices(group)
     notes += [] if against == "nfe" else ["on " + " and ".join(devices)]
     if against == "nfe" or len(devices) == 1:
         notes.append("rings: Pareto front, no other point is cheaper and better")
     else:
         notes.append("several devices: times do not compare")
-    whole = "; ".join(note.replace(" ", "\N{NO-BREAK SPACE}") for note in notes)  # lines break between notes only
+    whole = "; ".join(
+        note.replace(" ", "\N{NO-BREAK SPACE}") for note in notes
+    )  # lines break between notes only
     axes.figure.supxlabel(_broken(whole, 150), fontsize=7.5, color="#555555")
 
 
 def plot_samples(group: list[dict], folder: Path, path: Path) -> bool:
-    """The kept samples: a row a series, a column a number of steps, the same noise (and classes) in every cell.
+    """The kept samples: a row a series, a column a number of steps, the same noise (and classes) in
+    every cell.
 
     Args:
         folder: of the curves file, which the rows' `samples` are relative to.
@@ -235,11 +294,17 @@ def plot_samples(group: list[dict], folder: Path, path: Path) -> bool:
     plt = _pyplot()
     series = series_of(group)
     steps = sorted({row["steps"] for rows in series.values() for row in rows})
-    cells = {(key, row["steps"]): _strip(folder, row) for key, rows in series.items() for row in rows}
+    cells = {
+        (key, row["steps"]): _strip(folder, row) for key, rows in series.items() for row in rows
+    }
     if all(cell is None for cell in cells.values()):
         return False
     figure, grid = plt.subplots(
-        len(series), len(steps), squeeze=False, figsize=(2.2 + 1.1 * len(steps), 0.7 + 1.2 * len(series)), layout="constrained"
+        len(series),
+        len(steps),
+        squeeze=False,
+        figsize=(2.2 + 1.1 * len(steps), 0.7 + 1.2 * len(series)),
+        layout="constrained",
     )
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.06, wspace=0.01, hspace=0.02)
     for axes_row, (key, rows) in zip(grid, series.items()):
@@ -252,11 +317,21 @@ def plot_samples(group: list[dict], folder: Path, path: Path) -> bool:
                 axes.imshow(cell, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         look = _look(rows[0], group)
         words = _name(rows[0], group)
-        axes_row[0].set_ylabel(_broken(words), rotation=0, ha="right", va="center", color=look.color, fontsize=9, labelpad=6)
+        axes_row[0].set_ylabel(
+            _broken(words),
+            rotation=0,
+            ha="right",
+            va="center",
+            color=look.color,
+            fontsize=9,
+            labelpad=6,
+        )
     for axes, count in zip(grid[0], steps):
         axes.set_title(f"{count} step{'s' * (count > 1)}", fontsize=9)
     title = f"{subject(group)}: the first {SHOWN} samples, same noise in every cell"
-    figure.suptitle(_broken(title, int(11 * figure.get_figwidth())), fontsize=11)  # about 11 letters an inch
+    figure.suptitle(
+        _broken(title, int(11 * figure.get_figwidth())), fontsize=11
+    )  # about 11 letters an inch
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
     plt.close(figure)
@@ -268,7 +343,8 @@ def _broken(words: str, width: int = 22) -> str:
 
 
 def _strip(folder: Path, row: dict) -> np.ndarray | None:
-    """The first samples of a row as one picture of two columns, from its strip; None (with a warning) where it is gone."""
+    """The first samples of a row as one picture of two columns, from its strip; None (with a
+    warning) where it is gone."""
     if not row["samples"]:
         return None
     from PIL import Image
@@ -294,15 +370,20 @@ def _strip(folder: Path, row: dict) -> np.ndarray | None:
 
 
 def plot_all(rows: list[dict], folder: Path, out: Path) -> list[Path]:
-    """curves.png, coverage.png and seconds.png (and .svg) and samples.png for each protocol among `rows`; from the second on, names say
-    which. There is no seconds.png where no row has its time."""
+    """curves.png, coverage.png and seconds.png (and .svg) and samples.png for each protocol among
+    `rows`; from the second on, names say which. There is no seconds.png where no row has its
+    time."""
     groups = [group for group in by_protocol(rows) if not all(map(is_floor, group))]
     if not groups:
         raise UserError("no measured points to draw: run python -m scripts.evaluate first")
     written, drawn, suffixes = [], set(), set()
     for i, group in enumerate(groups):
         first = next(row for row in group if not is_floor(row))
-        suffix = "" if i == 0 else f"-{first['dataset']}-{first['extractor']}-{first['n']}".replace(" ", "-")
+        suffix = (
+            ""
+            if i == 0
+            else f"-{first['dataset']}-{first['extractor']}-{first['n']}".replace(" ", "-")
+        )
         if suffix in suffixes:
             suffix += f"-{first['reference'].split()[-1]}"
         if suffix in suffixes:  # they differ in hashes, which name nothing

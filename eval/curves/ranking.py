@@ -1,4 +1,5 @@
-"""Which series is best at each number of network evaluations, and whether by more than its error."""
+"""Which series is best at each number of network evaluations, and whether by more than its
+error."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ PLACES = 3
 
 
 def ranking(group: list[dict]) -> dict[float, list[dict]]:
-    """NFE -> rows of one protocol, best first, where at least two series were measured. Of equal rows (solvers that are the same
-    in one step) the first stands for all."""
+    """NFE -> rows of one protocol, best first, where at least two series were measured. Of equal
+    rows (solvers that are the same in one step) the first stands for all."""
     points: dict[float, list[dict]] = {}
     for row in group:
         if not is_floor(row):
@@ -27,8 +28,9 @@ def ranking(group: list[dict]) -> dict[float, list[dict]]:
 
 
 def ranking_tables(rows: list[dict]) -> str:
-    """Markdown, one table a protocol: the first three at each NFE; z is the distance to the first in standard errors of the
-    difference, taken as independent; an asterisk where it is more than its error (eval/curves/compare.py)."""
+    """Markdown, one table a protocol: the first three at each NFE; z is the distance to the first
+    in standard errors of the difference, taken as independent; an asterisk where it is more than
+    its error (eval/curves/compare.py)."""
     parts = []
     for group in by_protocol(rows):
         ranked = ranking(group)

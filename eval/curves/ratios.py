@@ -1,4 +1,5 @@
-"""Distances relative to one run's best, which is how methods of different papers can be compared at all."""
+"""Distances relative to one run's best, which is how methods of different papers can be compared at
+all."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ FEW = 16  # steps that the table ends with: with more, students and teachers mee
 
 
 def ratio(row: dict, best: dict) -> tuple[float, float | None]:
-    """row's distance over best's, and its standard error (first order, errors independent; None where one has none)."""
+    """row's distance over best's, and its standard error (first order, errors independent; None
+    where one has none)."""
     value, errors = row["fid"] / best["fid"], (standard_error(row), standard_error(best))
     if row is best or None in errors:
         return value, None
@@ -21,7 +23,8 @@ def ratio(row: dict, best: dict) -> tuple[float, float | None]:
 
 
 def ratio_tables(rows: list[dict], run: str) -> str:
-    """Markdown, one table a protocol in which `run` was measured: every series by steps, over the run's lowest distance.
+    """Markdown, one table a protocol in which `run` was measured: every series by steps, over the
+    run's lowest distance.
 
     Raises:
         UserError: no row is of that run, or rows of several runs with that name.
@@ -37,7 +40,9 @@ def ratio_tables(rows: list[dict], run: str) -> str:
         if all(row["steps"] > FEW for row in group if not is_floor(row)):
             continue
         if len({row["config_sha256"] for row in own}) > 1:
-            raise UserError(f"run '{run}' stands for several folders of that name: draw their curves files one by one")
+            raise UserError(
+                f"run '{run}' stands for several folders of that name: draw their curves files one by one"
+            )
         best = min(own, key=lambda row: row["fid"])
         series: dict[tuple, dict[int, dict]] = {}
         for row in group:
@@ -45,7 +50,9 @@ def ratio_tables(rows: list[dict], run: str) -> str:
                 series.setdefault(series_key(row), {})[row["steps"]] = row
         steps = sorted({step for points in series.values() for step in points})
         where = f"{series_words(best, group)}, {best['steps']} step{'s' * (best['steps'] > 1)}"
-        lowest = f"the lowest of run {run}, {number_words(best['fid'], standard_error(best))} ({where})"
+        lowest = (
+            f"the lowest of run {run}, {number_words(best['fid'], standard_error(best))} ({where})"
+        )
         lines = [
             f"{protocol_words(group)}: {measure_words(best)} over {lowest}; ± is a standard error",
             "",
@@ -53,7 +60,13 @@ def ratio_tables(rows: list[dict], run: str) -> str:
             "|---" + "|---:" * len(steps) + "|",
         ]
         for points in series.values():
-            cells = [number_words(*ratio(points[step], best)) if step in points else "" for step in steps]
-            lines.append(f"| {series_words(next(iter(points.values())), group)} | " + " | ".join(cells) + " |")
+            cells = [
+                number_words(*ratio(points[step], best)) if step in points else "" for step in steps
+            ]
+            lines.append(
+                f"| {series_words(next(iter(points.values())), group)} | "
+                + " | ".join(cells)
+                + " |"
+            )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

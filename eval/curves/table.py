@@ -6,7 +6,8 @@ from eval.rows import by_protocol, is_floor, measure_words, series_key
 
 
 def protocol_words(rows: list[dict]) -> str:
-    """The protocol of one group: "FD@449, digits-cnn features (sha256 1a2b3c4d), reference digits train"."""
+    """The protocol of one group: "FD@449, digits-cnn features (sha256 1a2b3c4d), reference digits
+    train"."""
     row = next((r for r in rows if not is_floor(r)), rows[0])
     return (
         f"{measure_words(row)}, {row['extractor']} features (sha256 {row['extractor_sha256'][:8]}), "
@@ -15,12 +16,17 @@ def protocol_words(rows: list[dict]) -> str:
 
 
 def series_words(row: dict, among: list[dict]) -> str:
-    """The name of the row's series: its method and sampler, and of the rest what tells it from others `among`."""
+    """The name of the row's series: its method and sampler, and of the rest what tells it from
+    others `among`."""
     if is_floor(row):
         return f"floor: {row['run']} (n = {row['n']})"
 
     def differs(*keys: str) -> bool:
-        same = [r for r in among if not is_floor(r) and (r["method"], r["sampler"]) == (row["method"], row["sampler"])]
+        same = [
+            r
+            for r in among
+            if not is_floor(r) and (r["method"], r["sampler"]) == (row["method"], row["sampler"])
+        ]
         return len({tuple(r[k] for k in keys) for r in same}) > 1
 
     words = [row["method"], row["sampler"]]
@@ -28,7 +34,16 @@ def series_words(row: dict, among: list[dict]) -> str:
         words.append(f"guidance {row['guidance_scale']:g}")
     if differs("run", "config_sha256"):
         words.append(row["run"])
-        if len({r["config_sha256"] for r in among if (r["method"], r["run"]) == (row["method"], row["run"])}) > 1:
+        if (
+            len(
+                {
+                    r["config_sha256"]
+                    for r in among
+                    if (r["method"], r["run"]) == (row["method"], row["run"])
+                }
+            )
+            > 1
+        ):
             words.append(str(row["config_sha256"])[:6])  # folders of one name
     if differs("ema"):
         words.append(row["ema"])
@@ -39,7 +54,8 @@ def series_words(row: dict, among: list[dict]) -> str:
 
 
 def number_words(value: float, std: float | None) -> str:
-    """A distance with its error, in as many digits as are worth reading, and enough to see that the error is not zero."""
+    """A distance with its error, in as many digits as are worth reading, and enough to see that the
+    error is not zero."""
     digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
     while std and digits < 3 and not round(std, digits):
         digits += 1
@@ -56,10 +72,15 @@ def _cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     body = []
     for points in series.values():
         any_row = next(iter(points.values()))
-        cells = [number_words(points[s]["fid"], points[s]["fid_std"]) if s in points else "" for s in steps]
+        cells = [
+            number_words(points[s]["fid"], points[s]["fid_std"]) if s in points else ""
+            for s in steps
+        ]
         body.append([series_words(any_row, rows), *cells])
     body += [
-        [series_words(r, rows), number_words(r["fid"], r["fid_std"]), *[""] * (len(steps) - 1)] for r in rows if is_floor(r)
+        [series_words(r, rows), number_words(r["fid"], r["fid_std"]), *[""] * (len(steps) - 1)]
+        for r in rows
+        if is_floor(r)
     ]
     return ["steps", *map(str, steps)], body
 
@@ -74,10 +95,18 @@ def text_tables(rows: list[dict]) -> str:
     parts = []
     for group in by_protocol(rows):
         header, body = _cells(group)
-        widths = [max(len(line[i]) if i < len(line) else 0 for line in [header, *body]) for i in range(len(header))]
+        widths = [
+            max(len(line[i]) if i < len(line) else 0 for line in [header, *body])
+            for i in range(len(header))
+        ]
         lines = [protocol_words(group) + _errors(group)]
         for line in [header, *body]:
-            lines.append("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip())
+            lines.append(
+                "  ".join(
+                    c.ljust(w) if i == 0 else c.rjust(w)
+                    for i, (c, w) in enumerate(zip(line, widths))
+                ).rstrip()
+            )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

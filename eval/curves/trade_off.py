@@ -1,4 +1,5 @@
-"""Speed, quality and mode coverage beside each other: what a generator gives up for what (Xiao et al. 2022, fig. 1)."""
+"""Speed, quality and mode coverage beside each other: what a generator gives up for what (Xiao et
+al. 2022, fig. 1)."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ from eval.rows import by_protocol, is_floor, measure_words, series_key
 
 
 def class_distance(row: dict, floor: dict | None) -> float | None:
-    """Total variation distance between the classes that the classifier sees in the samples and in real images: the share of
-    samples that would have to be of another class. Without a floor, in place of real images: all classes alike.
+    """Total variation distance between the classes that the classifier sees in the samples and in
+    real images: the share of samples that would have to be of another class. Without a floor, in
+    place of real images: all classes alike.
 
     None where the extractor is no classifier of this data.
     """
@@ -33,7 +35,8 @@ def chosen_rows(group: list[dict]) -> list[dict]:
 
 
 def trade_off_tables(rows: list[dict]) -> str:
-    """Markdown, one table a protocol: cost, quality and coverage of each series at its cheapest and at its best point."""
+    """Markdown, one table a protocol: cost, quality and coverage of each series at its cheapest and
+    at its best point."""
     parts = []
     for group in by_protocol(rows):
         floor = next(filter(is_floor, group), None)
@@ -41,13 +44,25 @@ def trade_off_tables(rows: list[dict]) -> str:
         first = next((row for row in group if not is_floor(row)), None)
         if first is None:
             continue
-        header = ["", "evaluations", "ms an image", measure_words(first), "precision", "recall", "classes off"]
-        lines = [f"{protocol_words(group)}; each series at its cheapest and at its best number of steps", ""]
+        header = [
+            "",
+            "evaluations",
+            "ms an image",
+            measure_words(first),
+            "precision",
+            "recall",
+            "classes off",
+        ]
+        lines = [
+            f"{protocol_words(group)}; each series at its cheapest and at its best number of steps",
+            "",
+        ]
         lines += ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
         for row in shown:
             off = class_distance(row, floor)
             cells = [
-                series_words(row, group) + ("" if is_floor(row) else f", {row['steps']} step{'s' * (row['steps'] > 1)}"),
+                series_words(row, group)
+                + ("" if is_floor(row) else f", {row['steps']} step{'s' * (row['steps'] > 1)}"),
                 "" if is_floor(row) else f"{row['nfe']:g}",
                 f"{1e3 * row['seconds_per_image']:.3g}" if row.get("seconds_per_image") else "",
                 number_words(row["fid"], row["fid_std"]),

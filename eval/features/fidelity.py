@@ -1,4 +1,5 @@
-"""torch-fidelity, imported where it is needed and nowhere else, with our classifiers registered in it."""
+"""torch-fidelity, imported where it is needed and nowhere else, with our classifiers registered in
+it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ def torch_fidelity() -> ModuleType:
         import torch_fidelity.metric_prc
         import torch_fidelity.registry
         import torch_fidelity.utils
-    except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # a torchvision built for another torch raises RuntimeError
         raise UserError(
             f"metrics need torch-fidelity, which does not import here ({' '.join(str(error).split())[:120]}): "
             "pip install 'torch-fidelity>=0.4', with a torch and torchvision from the same index"
@@ -33,11 +37,13 @@ def torch_fidelity() -> ModuleType:
 
 
 def register_classifiers(package: ModuleType) -> None:
-    """Makes `calculate_metrics(feature_extractor="digits-cnn", ...)` work; does nothing the second time."""
+    """Makes `calculate_metrics(feature_extractor="digits-cnn", ...)` work; does nothing the second
+    time."""
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
     class ClassifierFeatures(FeatureExtractorBase):
-        """A shipped classifier behind torch-fidelity's contract: uint8 [B, 1, S, S] -> its penultimate layer."""
+        """A shipped classifier behind torch-fidelity's contract: uint8 [B, 1, S, S] -> its
+        penultimate layer."""
 
         def __init__(self, name: str, features_list: list[str], **kwargs):
             super().__init__(name, features_list)

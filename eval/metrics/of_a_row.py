@@ -7,15 +7,27 @@ from torch import Tensor
 
 from core.data import ImageData
 from eval.features.extractors import ClassifierExtractor, Extractor
-from eval.metrics.distances import bootstrap_std, frechet_distance, kernel_distance, precision_recall, statistics
+from eval.metrics.distances import (
+    bootstrap_std,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+    statistics,
+)
 from eval.metrics.extrapolate import fid_infinity
 from eval.metrics.reference import Reference
 
 
 def measure(
-    features: Tensor, reference: Reference, sets: int, bootstrap: int, extrapolate: int = 0, strata: Tensor | None = None
+    features: Tensor,
+    reference: Reference,
+    sets: int,
+    bootstrap: int,
+    extrapolate: int = 0,
+    strata: Tensor | None = None,
 ) -> dict:
-    """The metrics of features [sets * n, D]: means over the sets, and the standard deviation that the config asks for.
+    """The metrics of features [sets * n, D]: means over the sets, and the standard deviation that
+    the config asks for.
 
     strata: classes [sets * n] whose numbers were fixed beforehand, for the bootstrap.
 
@@ -25,17 +37,28 @@ def measure(
     values = [frechet_distance(statistics(part), reference.statistics) for part in parts]
     kid = precision = recall = None  # where the reference has no features
     if reference.features is not None:
-        kid = sum(kernel_distance(part, reference.features, reference.kernel_sums) for part in parts) / sets
-        shares = torch.tensor([precision_recall(part, reference.features) for part in parts], dtype=torch.float64)
+        kid = (
+            sum(kernel_distance(part, reference.features, reference.kernel_sums) for part in parts)
+            / sets
+        )
+        shares = torch.tensor(
+            [precision_recall(part, reference.features) for part in parts], dtype=torch.float64
+        )
         precision, recall = shares.mean(0).tolist()
     if sets > 1:
         std = float(torch.tensor(values, dtype=torch.float64).std())
     else:
-        std = bootstrap_std(features, reference.statistics, bootstrap, strata=strata) if bootstrap else None
+        std = (
+            bootstrap_std(features, reference.statistics, bootstrap, strata=strata)
+            if bootstrap
+            else None
+        )
     return {
         "fid": sum(values) / sets,
         "fid_std": std,
-        "fid_infinity": fid_infinity(features, reference.statistics, extrapolate) if extrapolate else None,
+        "fid_infinity": fid_infinity(features, reference.statistics, extrapolate)
+        if extrapolate
+        else None,
         "kid": kid,
         "precision": precision,
         "recall": recall,
@@ -43,7 +66,13 @@ def measure(
 
 
 def class_histogram(features: Tensor, extractor: Extractor, data: ImageData) -> list[int] | None:
-    """Images [num_classes] that the classifier counts to each class; None where it does not know the data's classes."""
-    if not isinstance(extractor, ClassifierExtractor) or extractor.classifier.spec.dataset != data.name:
+    """Images [num_classes] that the classifier counts to each class; None where it does not know
+    the data's classes."""
+    if (
+        not isinstance(extractor, ClassifierExtractor)
+        or extractor.classifier.spec.dataset != data.name
+    ):
         return None
-    return torch.bincount(extractor.logits_of(features).argmax(1), minlength=extractor.num_classes).tolist()
+    return torch.bincount(
+        extractor.logits_of(features).argmax(1), minlength=extractor.num_classes
+    ).tolist()

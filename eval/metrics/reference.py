@@ -1,7 +1,9 @@
-"""The features of real images, computed once for each (data, extractor) and kept under the hash of both.
+"""The features of real images, computed once for each (data, extractor) and kept under the hash of
+both.
 
-What takes hours without a GPU (Inception on a whole training set) is kept in parts on the way, and lies beside this file for the
-bundled data: mean and covariance, without the features that KID, precision and recall compare with.
+What takes hours without a GPU (Inception on a whole training set) is kept in parts on the way, and
+lies beside this file for the bundled data: mean and covariance, without the features that KID,
+precision and recall compare with.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ VERSION = 1  # of what is stored; part of the key
 
 
 class Reference(NamedTuple):
-    """statistics: of all images of the split; features: float32 [min(N, 5000), D] of a fixed random choice of them, None where
-    only the statistics are at hand; kernel_sums: what KID keeps of them from one row to the next."""
+    """statistics: of all images of the split; features: float32 [min(N, 5000), D] of a fixed random
+    choice of them, None where only the statistics are at hand; kernel_sums: what KID keeps of them
+    from one row to the next."""
 
     statistics: Statistics
     features: Tensor | None
@@ -48,12 +51,14 @@ class Reference(NamedTuple):
 
 
 def choice(size: int, count: int) -> Tensor:
-    """[min(size, count)] int64: a fixed random choice of images. Data sets may be sorted by class, so not the first ones."""
+    """[min(size, count)] int64: a fixed random choice of images. Data sets may be sorted by class,
+    so not the first ones."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:count]
 
 
 def balanced_choice(labels: Tensor, count: int) -> Tensor:
-    """int64 [count]: indices with classes taking turns, as they do among samples, in a fixed shuffled order within each class."""
+    """int64 [count]: indices with classes taking turns, as they do among samples, in a fixed
+    shuffled order within each class."""
     order = choice(len(labels), len(labels))
     shuffled = labels[order]
     rank = torch.zeros_like(shuffled)
@@ -63,9 +68,13 @@ def balanced_choice(labels: Tensor, count: int) -> Tensor:
 
 
 def cache_file(data: ImageData, extractor: Extractor, cache: Path) -> Path:
-    """Where the entry for this data and this extractor lies: the name is a hash of both contents."""
+    """Where the entry for this data and this extractor lies: the name is a hash of both
+    contents."""
     key = f"{VERSION} {data.sha256} {extractor.name} {extractor.sha256} {KEPT}"
-    return cache / f"{data.name}-{data.split}-{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    return (
+        cache
+        / f"{data.name}-{data.split}-{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    )
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
@@ -74,7 +83,8 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 
 def ship(data: ImageData, extractor: Extractor, cache: str | Path, folder: Path) -> Path:
-    """Writes mean and covariance (float32, the covariance's upper triangle) of a reference in the cache to `folder`.
+    """Writes mean and covariance (float32, the covariance's upper triangle) of a reference in the
+    cache to `folder`.
 
     Raises:
         UserError: it has not been computed yet.
@@ -82,7 +92,9 @@ def ship(data: ImageData, extractor: Extractor, cache: str | Path, folder: Path)
     source = cache_file(data, extractor, Path(cache))
     tensors = _read(source)
     if tensors is None:
-        raise UserError(f"{source} does not exist: measure something with this extractor first (python -m scripts.evaluate)")
+        raise UserError(
+            f"{source} does not exist: measure something with this extractor first (python -m scripts.evaluate)"
+        )
     D = len(tensors["mean"])
     upper = tensors["cov"][torch.triu_indices(D, D).unbind()]
     path = folder / source.name
@@ -115,9 +127,11 @@ def reference_for(
     An interrupted computation goes on after its last 2,000 images.
 
     Args:
-        extract: images -> features in place of extractor(images), for callers that share the work or show progress.
+        extract: images -> features in place of extractor(images), for callers that share the work
+            or show progress.
         writes: whether this process keeps what was computed; one of several does.
-        skip: is told, before anything is computed, of how many images the features are there already.
+        skip: is told, before anything is computed, of how many images the features are there
+            already.
     """
     path = cache_file(data, extractor, Path(cache))
     tensors = _read(path)
@@ -126,11 +140,14 @@ def reference_for(
     if tensors is None:
         parts = path.with_suffix(".parts")
         files = [parts / f"{first:08d}.safetensors" for first in range(0, len(data), PART)]
-        ready = [_read(file) for file in files]  # before anything is written, so that all processes see the same
+        ready = [
+            _read(file) for file in files
+        ]  # before anything is written, so that all processes see the same
         found = []
         if any(ready) and writes:
             print(
-                f"{extractor.name} reference: {sum(map(bool, ready))} of {len(files)} parts are there already", file=sys.stderr
+                f"{extractor.name} reference: {sum(map(bool, ready))} of {len(files)} parts are there already",
+                file=sys.stderr,
             )
         if skip:
             skip(sum(len(done["features"]) for done in ready if done))
@@ -153,12 +170,22 @@ def reference_for(
 
 
 @contextmanager
-def shared_extraction(extractor: Extractor, total: int, words: str, state: PartialState) -> Iterator[tuple[Callable, tqdm]]:
-    """An extraction that several processes share, each with its part of the images, and its progress bar over `total` images.
+def shared_extraction(
+    extractor: Extractor, total: int, words: str, state: PartialState
+) -> Iterator[tuple[Callable, tqdm]]:
+    """An extraction that several processes share, each with its part of the images, and its
+    progress bar over `total` images.
 
     Yields: (images uint8 [N, C, H, W] -> float32 [N, D], the same on every process; the bar).
     """
-    with tqdm(total=total, desc=words, unit="img", dynamic_ncols=True, disable=not state.is_main_process, delay=1) as bar:
+    with tqdm(
+        total=total,
+        desc=words,
+        unit="img",
+        dynamic_ncols=True,
+        disable=not state.is_main_process,
+        delay=1,
+    ) as bar:
 
         def extract(images: Tensor) -> Tensor:
             parts = [torch.empty(0, extractor.width)]
@@ -170,12 +197,20 @@ def shared_extraction(extractor: Extractor, total: int, words: str, state: Parti
         yield extract, bar
 
 
-def shared_reference(data: ImageData, extractor: Extractor, cache: str | Path, state: PartialState) -> Reference:
-    """`reference_for` on several processes, each with its share of the images, and with a progress bar. Of two commands that want
-    the same reference at a time one computes it, and the other waits for it."""
-    with _alone(cache_file(data, extractor, Path(cache))) if state.is_main_process else nullcontext():
+def shared_reference(
+    data: ImageData, extractor: Extractor, cache: str | Path, state: PartialState
+) -> Reference:
+    """`reference_for` on several processes, each with its share of the images, and with a progress
+    bar. Of two commands that want the same reference at a time one computes it, and the other waits
+    for it."""
+    with (
+        _alone(cache_file(data, extractor, Path(cache))) if state.is_main_process else nullcontext()
+    ):
         state.wait_for_everyone()  # what there is, all see alike
-        with shared_extraction(extractor, len(data), f"{extractor.name} reference", state) as (extract, bar):
+        with shared_extraction(extractor, len(data), f"{extractor.name} reference", state) as (
+            extract,
+            bar,
+        ):
 
             def skip(count: int) -> None:
                 bar.n = bar.initial = count  # so that the time left counts what is left
@@ -187,7 +222,8 @@ def shared_reference(data: ImageData, extractor: Extractor, cache: str | Path, s
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """While the block runs, no other process is in it for the same entry, unless that is there already or in the repository."""
+    """While the block runs, no other process is in it for the same entry, unless that is there
+    already or in the repository."""
     if path.is_file() or (SHIPPED / path.name).is_file():
         yield
         return

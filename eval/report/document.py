@@ -1,7 +1,9 @@
-"""report.html: curves, samples, trajectories, losses, prices and configs of one curves file in one page that needs no network.
+"""report.html: curves, samples, trajectories, losses, prices and configs of one curves file in one
+page that needs no network.
 
-The page is eval/report/page/: page.html with the styles and scripts put in, Plotly among them, and everything measured as one block
-of JSON. Pictures are data URIs. The same input gives the same file, byte for byte.
+The page is eval/report/page/: page.html with the styles and scripts put in, Plotly among them, and
+everything measured as one block of JSON. Pictures are data URIs. The same input gives the same
+file, byte for byte.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ from eval.rows import by_protocol, is_floor, measure_words, read_rows, series_ke
 PAGE = Path(__file__).with_name("page")
 SCRIPTS = ("common.js", "curve.js", "samples.js", "trajectories.js", "training.js")
 LIGHT, DARK = (0xFF, 0xFF, 0xFF), (0x17, 0x1A, 0x20)  # the page's panels
-CONTRAST = 3.0, 4.0  # least ratio between a line and light or dark ground (WCAG 2.1, 1.4.11 asks for 3)
+CONTRAST = (
+    3.0,
+    4.0,
+)  # least ratio between a line and light or dark ground (WCAG 2.1, 1.4.11 asks for 3)
 MEASURES = ("fid", "fid_infinity", "kid", "precision", "recall", "class_distance")
 MARKERS = {
     "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x",
@@ -45,8 +50,8 @@ def _luminance(rgb: tuple[int, ...]) -> float:
 
 
 def readable(color: str, ground: tuple[int, ...]) -> str:
-    """`color` (#RRGGBB) moved towards white on dark ground or black on light, no further than CONTRAST asks; greys are
-    mirrored on dark ground, so that the blackest stays the strongest."""
+    """`color` (#RRGGBB) moved towards white on dark ground or black on light, no further than
+    CONTRAST asks; greys are mirrored on dark ground, so that the blackest stays the strongest."""
     rgb = tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
     dark = _luminance(ground) < 0.2
     if dark and max(rgb) - min(rgb) < 12:
@@ -69,7 +74,9 @@ def png_uri(image: Tensor) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(
+        buffer, format="PNG", optimize=True
+    )
     return _uri(buffer.getvalue())
 
 
@@ -78,7 +85,8 @@ def _uri(png: bytes) -> str:
 
 
 def series_data(rows: list[dict]) -> tuple[list[dict], list[list[dict]]]:
-    """What the page knows of each series (method, sampler and options), and its rows, in order of appearance.
+    """What the page knows of each series (method, sampler and options), and its rows, in order of
+    appearance.
 
     The same samples measured by two extractors are one series.
     """
@@ -91,21 +99,28 @@ def series_data(rows: list[dict]) -> tuple[list[dict], list[list[dict]]]:
     for points in found.values():
         row = points[0]
         look: Look = look_of(row["method"], row["sampler"], methods, styles)
-        entry = {key: row[key] for key in ("method", "run", "sampler", "guidance_scale", "seed", "ema")}
+        entry = {
+            key: row[key] for key in ("method", "run", "sampler", "guidance_scale", "seed", "ema")
+        }
         entry["label"] = look.label
-        entry["name"] = f"{look.label}, {series_words(row, rows).removeprefix(row['method']).strip()}"
+        entry["name"] = (
+            f"{look.label}, {series_words(row, rows).removeprefix(row['method']).strip()}"
+        )
         entry |= {"light": readable(look.color, LIGHT), "dark": readable(look.color, DARK)}
         series.append(entry | {"marker": MARKERS[look.marker], "dash": _dash(look.dashes)})
     return series, list(found.values())
 
 
 def sample_strips(series: list[list[dict]], folder: Path) -> list[dict]:
-    """[{"series", "steps", "nfe", "image", "width", "height"}] for every kept strip of samples that is there."""
+    """[{"series", "steps", "nfe", "image", "width", "height"}] for every kept strip of samples that
+    is there."""
     from PIL import Image
 
     strips = []
     for index, rows in enumerate(series):
-        last = {row["steps"]: row for row in rows if row.get("samples")}  # measured again: the last counts
+        last = {
+            row["steps"]: row for row in rows if row.get("samples")
+        }  # measured again: the last counts
         for _, row in sorted(last.items()):
             file = folder / row["samples"]
             try:
@@ -113,15 +128,26 @@ def sample_strips(series: list[list[dict]], folder: Path) -> list[dict]:
                     width, height = image.size
                     image.load()
             except OSError:
-                print(f"warning: {file} is missing or damaged; the report goes without it", file=sys.stderr)
+                print(
+                    f"warning: {file} is missing or damaged; the report goes without it",
+                    file=sys.stderr,
+                )
                 continue
-            entry = {"series": index, "steps": row["steps"], "nfe": row["nfe"], "image": _uri(file.read_bytes())}
+            entry = {
+                "series": index,
+                "steps": row["steps"],
+                "nfe": row["nfe"],
+                "image": _uri(file.read_bytes()),
+            }
             strips.append(entry | {"width": width, "height": height})
     return strips
 
 
-def trajectory_data(series: list[list[dict]], runs: Path | None, steps: list[int], count: int, load: Load) -> dict:
-    """The films of eval.report.trajectories with their sheets as data URIs, or {"missing": why there are none}."""
+def trajectory_data(
+    series: list[list[dict]], runs: Path | None, steps: list[int], count: int, load: Load
+) -> dict:
+    """The films of eval.report.trajectories with their sheets as data URIs, or {"missing": why
+    there are none}."""
     if count == 0:
         return {"missing": "This report was made with --images 0."}
     if runs is None:
@@ -151,11 +177,16 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load
         raise UserError(f"{curves} holds no measured points: run python -m scripts.evaluate first")
     names = list(dict.fromkeys(row["run"] for row in rows if not is_floor(row)))
     if runs is not None and not any((runs / name / "config.yaml").is_file() for name in names):
-        raise UserError(f"--runs {runs} holds none of the runs {', '.join(names)}: give the folder they are in")
+        raise UserError(
+            f"--runs {runs} holds none of the runs {', '.join(names)}: give the folder they are in"
+        )
     runs = runs or find_runs(curves.parent, rows)
     series, points = series_data(rows)
     place = {id(row): i for i, row in enumerate(rows)}
-    index = {key: i for i, key in enumerate(dict.fromkeys(series_key(row) for row in rows if not is_floor(row)))}
+    index = {
+        key: i
+        for i, key in enumerate(dict.fromkeys(series_key(row) for row in rows if not is_floor(row)))
+    }
     groups = []
     for group in by_protocol(rows):
         first = next((row for row in group if not is_floor(row)), None)
@@ -164,12 +195,21 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load
         floor = next(filter(is_floor, group), None)
         for row in group:
             row["class_distance"] = class_distance(row, floor)
-        shown = sorted((row for row in group if not is_floor(row)), key=lambda r: (index[series_key(r)], r["nfe"]))
+        shown = sorted(
+            (row for row in group if not is_floor(row)),
+            key=lambda r: (index[series_key(r)], r["nfe"]),
+        )
         groups.append(
             {
                 "words": protocol_words(group),
-                "measures": {key: measure_words(first, key) for key in MEASURES if any(r.get(key) is not None for r in group)},
-                "points": [{"row": place[id(row)], "series": index[series_key(row)]} for row in shown],
+                "measures": {
+                    key: measure_words(first, key)
+                    for key in MEASURES
+                    if any(r.get(key) is not None for r in group)
+                },
+                "points": [
+                    {"row": place[id(row)], "series": index[series_key(row)]} for row in shown
+                ],
                 "floors": [place[id(row)] for row in group if is_floor(row)],
             }
         )
@@ -209,7 +249,12 @@ def render(data: dict) -> str:
 
 
 def write_report(
-    curves: Path, out: Path, load: Load, runs: Path | None = None, steps: list[int] | None = None, images: int = 4
+    curves: Path,
+    out: Path,
+    load: Load,
+    runs: Path | None = None,
+    steps: list[int] | None = None,
+    images: int = 4,
 ) -> Path:
     """Writes the report of `curves` to `out` and returns `out`."""
     text = render(collect(curves, runs, steps or [1, 4, 16], images, load))

@@ -1,4 +1,5 @@
-"""What the report says about training: each run's config, loss by noise level and price, from its folder and its rows."""
+"""What the report says about training: each run's config, loss by noise level and price, from its
+folder and its rows."""
 
 from __future__ import annotations
 
@@ -15,16 +16,29 @@ MOMENTS = 5  # points in training whose loss is shown, for runs of one stage
 
 
 def find_runs(folder: Path, rows: list[dict]) -> Path | None:
-    """The folder of the runs that `rows` name: beside the curves, else under runs/. None if there is none.
+    """The folder of the runs that `rows` name: beside the curves, else under runs/. None if there
+    is none.
 
-    Of several it is the first one with a run whose config is the measured one, else the first with any of the runs.
+    Of several it is the first one with a run whose config is the measured one, else the first with
+    any of the runs.
     """
     named = {row["run"]: row["config_sha256"] for row in rows if not is_floor(row)}
     dataset = rows[0]["dataset"]
-    places = [folder, Path("runs") / folder.resolve().name, Path("runs") / dataset, Path("runs/quickstart")]
+    places = [
+        folder,
+        Path("runs") / folder.resolve().name,
+        Path("runs") / dataset,
+        Path("runs/quickstart"),
+    ]
     places.append(Path(f"runs/quickstart-{dataset}"))
-    there = [place for place in places if any((place / run / "config.yaml").is_file() for run in named)]
-    same = [place for place in there if any(_config_sha256(place / run) == sha for run, sha in named.items())]
+    there = [
+        place for place in places if any((place / run / "config.yaml").is_file() for run in named)
+    ]
+    same = [
+        place
+        for place in there
+        if any(_config_sha256(place / run) == sha for run, sha in named.items())
+    ]
     return next(iter(same + there), None)
 
 
@@ -40,7 +54,10 @@ def _config_sha256(run: Path) -> str | None:
 
 def read_configs(folder: Path, runs: Path | None, names: list[str]) -> list[dict]:
     """[{"name", "text"}]: the configs kept beside the curves, then those of the runs."""
-    files = {str(f.relative_to(folder)): f for f in sorted([*folder.glob("*.y*ml"), *folder.glob("configs/*.y*ml")])}
+    files = {
+        str(f.relative_to(folder)): f
+        for f in sorted([*folder.glob("*.y*ml"), *folder.glob("configs/*.y*ml")])
+    }
     for name in names:
         file = runs / name / "config.yaml" if runs else None
         if file and file.is_file():
@@ -55,10 +72,12 @@ def _mean(columns: list[list[float | None]]) -> list[float | None]:
 
 
 def loss_by_level(run: Path) -> dict | None:
-    """The run's loss by noise level at some moments of its training, and all of it over time; None without metrics.jsonl.
+    """The run's loss by noise level at some moments of its training, and all of it over time; None
+    without metrics.jsonl.
 
-    {"moments": [{"name", "loss": [L]}], "images": [K], "levels": [K][L]}: a moment is the mean over the last lines of a
-    stage, or of one of MOMENTS doublings of the images seen where there is one stage only.
+    {"moments": [{"name", "loss": [L]}], "images": [K], "levels": [K][L]}: a moment is the mean over
+    the last lines of a stage, or of one of MOMENTS doublings of the images seen where there is one
+    stage only.
     """
     file = run / "metrics.jsonl"
     if not file.is_file():
@@ -68,7 +87,11 @@ def loss_by_level(run: Path) -> dict | None:
         try:
             line = json.loads(text)
             lines.append((line["images"], line["stage"], line["loss_by_t"]))
-        except (ValueError, KeyError, TypeError):  # cut off by a kill; the run drops it when it resumes
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # cut off by a kill; the run drops it when it resumes
             continue
     if not lines:
         return None
@@ -85,19 +108,37 @@ def loss_by_level(run: Path) -> dict | None:
             start = min(int(end * 0.8), end - 1)
             name = f"{lines[end - 1][0]:,} images"
             if not moments or moments[-1]["name"] != name:
-                moments.append({"name": name, "loss": _mean([levels for *_, levels in lines[start:end]])})
-    return {"moments": moments, "images": [line[0] for line in lines], "levels": [line[2] for line in lines]}
+                moments.append(
+                    {"name": name, "loss": _mean([levels for *_, levels in lines[start:end]])}
+                )
+    return {
+        "moments": moments,
+        "images": [line[0] for line in lines],
+        "levels": [line[2] for line in lines],
+    }
 
 
 def prices(rows: list[dict], runs: Path | None) -> list[dict]:
-    """What training each run has cost, its own part and that of the runs it learned from, cheapest first.
+    """What training each run has cost, its own part and that of the runs it learned from, cheapest
+    first.
 
-    Of a run that keeps a network for each number of steps, it is the dearest, which includes the others.
+    Of a run that keeps a network for each number of steps, it is the dearest, which includes the
+    others.
     """
     known: dict[str, dict] = {}
     for row in rows:
         if not is_floor(row) and row["train_evals"] is not None:
-            one = {key: row[key] for key in ("run", "method", "teacher", "train_images", "train_evals", "train_seconds")}
+            one = {
+                key: row[key]
+                for key in (
+                    "run",
+                    "method",
+                    "teacher",
+                    "train_images",
+                    "train_evals",
+                    "train_seconds",
+                )
+            }
             if row["run"] not in known or known[row["run"]]["train_evals"] < one["train_evals"]:
                 known[row["run"]] = one
     measured = list(known)
@@ -106,7 +147,11 @@ def prices(rows: list[dict], runs: Path | None) -> list[dict]:
         name = missing.pop()
         if name and name not in known and runs and (price := _price(runs / name)):
             config = yaml.safe_load(read_text(runs / name / "config.yaml"))
-            known[name] = {"run": name, "method": config["method"]["name"], "teacher": price["teacher"]}
+            known[name] = {
+                "run": name,
+                "method": config["method"]["name"],
+                "teacher": price["teacher"],
+            }
             known[name] |= {f"train_{key}": price[key] for key in ("images", "evals", "seconds")}
             missing.append(price["teacher"])
     for one in known.values():

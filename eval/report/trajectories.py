@@ -1,4 +1,5 @@
-"""Films for the report: real images walked to noise, and that same noise walked back by each method's sampler."""
+"""Films for the report: real images walked to noise, and that same noise walked back by each
+method's sampler."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ MOST = 32  # pictures of one way back; longer ones are thinned
 
 @dataclass(frozen=True)
 class Film:
-    """states, guesses: uint8 [K, F, C, H, W], image by frame; times: t of each frame; calls: steps taken before each frame."""
+    """states, guesses: uint8 [K, F, C, H, W], image by frame; times: t of each frame; calls: steps
+    taken before each frame."""
 
     states: Tensor
     guesses: Tensor
@@ -47,15 +49,19 @@ def _label(run: Run, labels: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def forward_film(run: Run, row: dict, images: Tensor, labels: Tensor) -> Film:
-    """x_t = alpha_t x0 + sigma_t eps for FORWARD + 1 times from 0 to 1, each with the network's guess of x0.
+    """x_t = alpha_t x0 + sigma_t eps for FORWARD + 1 times from 0 to 1, each with the network's
+    guess of x0.
 
-    eps is the noise that the sampler starts from for the same samples, so that the way back begins where this ends.
+    eps is the noise that the sampler starts from for the same samples, so that the way back begins
+    where this ends.
     """
     device = next(run.model.parameters()).device
     rng = Noise(row["seed"], torch.arange(len(images), device=device))
     eps, x0 = rng.normal(tuple(images.shape[1:]), "prior"), to_float(images).to(device)
     label = _label(run, labels.to(device))
-    denoiser = denoiser_for(run.model, label, run.num_classes, row["guidance_scale"], row["threshold"])
+    denoiser = denoiser_for(
+        run.model, label, run.num_classes, row["guidance_scale"], row["threshold"]
+    )
     times = [k / FORWARD for k in range(FORWARD + 1)]
     states, guesses = [], []
     for t in times:
@@ -67,7 +73,8 @@ def forward_film(run: Run, row: dict, images: Tensor, labels: Tensor) -> Film:
 
 
 def backward_film(run: Run, row: dict, labels: Tensor) -> Film:
-    """The sampler's own states from noise to image; beside each the guess of x0 that its next step is based on."""
+    """The sampler's own states from noise to image; beside each the guess of x0 that its next step
+    is based on."""
     device = next(run.model.parameters()).device
     count = len(labels)
     shape = (run.channels, run.side, run.side)
@@ -81,7 +88,9 @@ def backward_film(run: Run, row: dict, labels: Tensor) -> Film:
 
     label = _label(run, labels)
     indices = torch.arange(count)
-    options = {key: row[key] for key in ("sampler", "steps", "seed", "guidance_scale", "threshold", "grid")}
+    options = {
+        key: row[key] for key in ("sampler", "steps", "seed", "guidance_scale", "threshold", "grid")
+    }
     sample_images(run, indices=indices, label=label, callback=after_step, **options)
     guesses.append(states[-1])
     last = len(states) - 1
@@ -96,12 +105,15 @@ def sheet(film: Tensor) -> Tensor:
 
 
 def chosen_rows(rows: list[dict], wanted: list[int]) -> list[dict]:
-    """Of one series' rows those with the wanted step counts; if it has none of them, the one with the fewest steps."""
+    """Of one series' rows those with the wanted step counts; if it has none of them, the one with
+    the fewest steps."""
     found = {row["steps"]: row for row in rows if row["steps"] in wanted}
     return list(found.values()) or [min(rows, key=lambda row: row["steps"])]
 
 
-def films(series: list[list[dict]], folder: Path, wanted: list[int], count: int, load: Load) -> dict:
+def films(
+    series: list[list[dict]], folder: Path, wanted: list[int], count: int, load: Load
+) -> dict:
     """All that the report shows of trajectories.
 
     Args:
@@ -111,7 +123,8 @@ def films(series: list[list[dict]], folder: Path, wanted: list[int], count: int,
         count: images.
 
     Returns:
-        {"side", "images", "labels" or None, "sheets": {key: uint8 [C, H, W]}, "films": [...], "notes": [...]}.
+        {"side", "images", "labels" or None, "sheets": {key: uint8 [C, H, W]}, "films": [...],
+        "notes": [...]}.
 
     Raises:
         UserError: no run could be loaded, or the data set is not there.
@@ -124,7 +137,12 @@ def films(series: list[list[dict]], folder: Path, wanted: list[int], count: int,
     for index, rows in enumerate(series):
         for row in chosen_rows(rows, wanted):
             try:
-                run = load(folder / row["run"], "raw" if row["ema"] == "raw" else "ema", device, row["steps"])
+                run = load(
+                    folder / row["run"],
+                    "raw" if row["ema"] == "raw" else "ema",
+                    device,
+                    row["steps"],
+                )
             except UserError as error:
                 _note(result, str(error))
                 break
@@ -135,10 +153,17 @@ def films(series: list[list[dict]], folder: Path, wanted: list[int], count: int,
             if examples is None:
                 data = run.data.load("train")
                 examples = example_images(data, count)
-                result |= {"side": run.side, "images": count, "labels": examples[1].tolist() if data.num_classes else None}
+                result |= {
+                    "side": run.side,
+                    "images": count,
+                    "labels": examples[1].tolist() if data.num_classes else None,
+                }
                 first = run.data
             if run.data != first:
-                _note(result, f"{run.folder} was trained on other data ({run.data.name}) and is not filmed")
+                _note(
+                    result,
+                    f"{run.folder} was trained on other data ({run.data.name}) and is not filmed",
+                )
                 break
             if run.weights_sha256 != row["weights_sha256"]:
                 _note(result, f"the weights in {run.folder} are not those that were measured")
@@ -146,10 +171,22 @@ def films(series: list[list[dict]], folder: Path, wanted: list[int], count: int,
             if key not in forward:
                 forward[key] = forward_film(run, row, *examples)
             back = backward_film(run, row, examples[1])
-            entry = {"series": index, "steps": row["steps"], "nfe": row["nfe"], "times": back.times, "taken": back.calls}
+            entry = {
+                "series": index,
+                "steps": row["steps"],
+                "nfe": row["nfe"],
+                "times": back.times,
+                "taken": back.calls,
+            }
             entry |= {"forward_times": forward[key].times, "path": str(run.spec.path)}
-            entry |= {"forward": _store(result, forward[key].states), "forward_guess": _store(result, forward[key].guesses)}
-            entry |= {"back": _store(result, back.states), "back_guess": _store(result, back.guesses)}
+            entry |= {
+                "forward": _store(result, forward[key].states),
+                "forward_guess": _store(result, forward[key].guesses),
+            }
+            entry |= {
+                "back": _store(result, back.states),
+                "back_guess": _store(result, back.guesses),
+            }
             result["films"].append(entry)
     if not result["films"]:
         raise UserError(result["notes"][0] if result["notes"] else "nothing was sampled")

@@ -16,7 +16,8 @@ from core.sampling.solvers import make_sampler
 class SweepEntry(Strict):
     """One run, measured with every combination of samplers, steps and guidance_scales.
 
-    method: what the rows call it (null = the method named in the run's config); grid: null = the sampler's own.
+    method: what the rows call it (null = the method named in the run's config); grid: null = the
+    sampler's own.
     """
 
     run: str
@@ -44,18 +45,21 @@ class SweepEntry(Strict):
 
 
 class SweepConfig(Strict):
-    """out: the curves file; runs: folder that the entries' runs are relative to (null = the current one); what is not there, such as a
-    published checkpoint's name, is taken as it stands.
+    """out: the curves file; runs: folder that the entries' runs are relative to (null = the current
+    one); what is not there, such as a published checkpoint's name, is taken as it stands.
 
-    n: images a set; sets: disjoint sets of n, whose mean and standard deviation are reported from 3 on; bootstrap: resamples
-    for the error bar of a single set (0 = none). extrapolate: points of the line that fid_infinity is the intercept of
-    (0 = off); rows measured before get it where their features were kept, and else stay as they are. reference: the split
-    compared with; floor: also measure the other split against it. keep_samples: first images of every row kept as a picture
-    beside `out`; keep_features: keep every point's features in a folder features/ beside `out`, from where later sweeps take
-    them in place of sampling. extractor_weights: a file for Inception. device: null = a GPU if there is one. compile: run the
-    networks through torch.compile, which costs a minute at the start and speeds up long sweeps; the rows name it with the
-    device, since it changes the last bits. data: what runs are compared with that do not know what they were trained on, such
-    as published checkpoints; a run that knows must have the same.
+    n: images a set; sets: disjoint sets of n, whose mean and standard deviation are reported from 3
+    on; bootstrap: resamples for the error bar of a single set (0 = none). extrapolate: points of
+    the line that fid_infinity is the intercept of (0 = off); rows measured before get it where
+    their features were kept, and else stay as they are. reference: the split compared with; floor:
+    also measure the other split against it. keep_samples: first images of every row kept as a
+    picture beside `out`; keep_features: keep every point's features in a folder features/ beside
+    `out`, from where later sweeps take them in place of sampling. extractor_weights: a file for
+    Inception. device: null = a GPU if there is one. compile: run the networks through
+    torch.compile, which costs a minute at the start and speeds up long sweeps; the rows name it
+    with the device, since it changes the last bits. data: what runs are compared with that do not
+    know what they were trained on, such as published checkpoints; a run that knows must have the
+    same.
     """
 
     out: str
@@ -83,11 +87,17 @@ class SweepConfig(Strict):
         if self.n < 4:
             raise ValueError(f"n = {self.n}: a set needs at least 4 images")
         if self.sets < 1 or self.sets == 2:
-            raise ValueError(f"sets = {self.sets}: 1 (with a bootstrapped error bar), or at least 3")
+            raise ValueError(
+                f"sets = {self.sets}: 1 (with a bootstrapped error bar), or at least 3"
+            )
         if self.bootstrap < 0 or self.bootstrap == 1:
-            raise ValueError(f"bootstrap = {self.bootstrap}: 0 (no error bar), or at least 2 resamples")
+            raise ValueError(
+                f"bootstrap = {self.bootstrap}: 0 (no error bar), or at least 2 resamples"
+            )
         if self.extrapolate < 0 or self.extrapolate in (1, 2):
-            raise ValueError(f"extrapolate = {self.extrapolate}: 0 (off), or at least 3 points of a line")
+            raise ValueError(
+                f"extrapolate = {self.extrapolate}: 0 (off), or at least 3 points of a line"
+            )
         if self.batch_size < 1 or self.keep_samples < 0:
             raise ValueError("batch_size must be at least 1 and keep_samples at least 0")
         if len(set(self.extractors)) < len(self.extractors):
@@ -101,7 +111,12 @@ class SweepConfig(Strict):
         return (self.extractor,) if isinstance(self.extractor, str) else self.extractor
 
     def error_bar(self, sets: int, stratified: bool) -> str | None:
-        """What fid_std is, in words; stratified: whether the number of images of each class was fixed."""
+        """What fid_std is, in words; stratified: whether the number of images of each class was
+        fixed."""
         if sets > 1:
             return f"{sets} sets"
-        return f"{'stratified ' if stratified else ''}bootstrap {self.bootstrap}" if self.bootstrap else None
+        return (
+            f"{'stratified ' if stratified else ''}bootstrap {self.bootstrap}"
+            if self.bootstrap
+            else None
+        )

@@ -13,12 +13,17 @@ import torch
 
 @cache
 def commit() -> str | None:
-    """The checked-out commit, with "-dirty" where tracked files differ from it; None without git."""
+    """The checked-out commit, with "-dirty" where tracked files differ from it; None without
+    git."""
     here = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
         status = ["git", "status", "--porcelain", "--untracked-files=no"]
-        changed = subprocess.run(status, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            status, cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("-dirty" if changed else "")
@@ -31,7 +36,9 @@ def device_words(device: torch.device) -> str:
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+        name = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name
+        )
     except OSError:
         pass
     return f"{name}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
@@ -44,9 +51,10 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """On a GPU, the most that tensors have taken since `reset_peak_memory`: weights, samples and the extractor, without what
-    the allocator holds in reserve. Elsewhere the high-water mark of this process's resident memory since it started: Python
-    and PyTorch included, and what earlier points took, so only the first point that raises it says anything."""
+    """On a GPU, the most that tensors have taken since `reset_peak_memory`: weights, samples and
+    the extractor, without what the allocator holds in reserve. Elsewhere the high-water mark of
+    this process's resident memory since it started: Python and PyTorch included, and what earlier
+    points took, so only the first point that raises it says anything."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource

@@ -1,4 +1,5 @@
-"""What a sweep will measure, known before anything is sampled: its points, their cost, and the first half of their rows."""
+"""What a sweep will measure, known before anything is sampled: its points, their cost, and the
+first half of their rows."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from eval.sweep.machine import commit
 
 @dataclass(frozen=True)
 class Task:
-    """One point to measure. nfe: network evaluations an image, expected (what the row reports is counted)."""
+    """One point to measure. nfe: network evaluations an image, expected (what the row reports is
+    counted)."""
 
     run: Run
     entry: SweepEntry
@@ -53,8 +55,11 @@ class _Stub:
         return Denoised(torch.zeros_like(x), x)
 
 
-def expected_nfe(run: Run, sampler: str, grid: str | None, steps: int, guidance_scale: float) -> int:
-    """Network evaluations an image, found by running the sampler on one pixel; for the estimate and the progress bar.
+def expected_nfe(
+    run: Run, sampler: str, grid: str | None, steps: int, guidance_scale: float
+) -> int:
+    """Network evaluations an image, found by running the sampler on one pixel; for the estimate and
+    the progress bar.
 
     Raises:
         UserError: a grid that this run does not have, or guidance without classes.
@@ -65,15 +70,17 @@ def expected_nfe(run: Run, sampler: str, grid: str | None, steps: int, guidance_
     except UserError as error:
         raise UserError(f"{run.folder} with {sampler}: {error}") from error
     if guidance_scale != 1.0 and not run.num_classes:
-        raise UserError(f"{run.folder}: guidance_scale={guidance_scale} needs a class-conditional model; 1.0 is off")
+        raise UserError(
+            f"{run.folder}: guidance_scale={guidance_scale} needs a class-conditional model; 1.0 is off"
+        )
     stub = _Stub(run.model.path)
     chosen.run(stub, torch.zeros(1, 1, 1, 1), times, Noise(0, torch.zeros(1, dtype=torch.int64)))
     return stub.calls * (1 if guidance_scale == 1.0 else 2)
 
 
 def data_of(config: SweepConfig, run: Run) -> DataConfig:
-    """The data a run is compared with: its own, or the sweep's where the run does not know. The sweep's may lie elsewhere than where
-    the run was trained.
+    """The data a run is compared with: its own, or the sweep's where the run does not know. The
+    sweep's may lie elsewhere than where the run was trained.
 
     Raises:
         UserError: neither is known, or they differ in more than their place.
@@ -96,7 +103,9 @@ def data_of(config: SweepConfig, run: Run) -> DataConfig:
     return config.data if config.data and (run.data is None or config.data.root) else run.data
 
 
-def _load_entry(config: SweepConfig, entry: SweepEntry, device: torch.device, steps: int, load: Load) -> Run:
+def _load_entry(
+    config: SweepConfig, entry: SweepEntry, device: torch.device, steps: int, load: Load
+) -> Run:
     """The entry's run in the folder `config.runs`, or by its own name where there is none."""
     if config.runs is None:
         return load(entry.run, entry.weights, device, steps)
@@ -109,7 +118,8 @@ def _load_entry(config: SweepConfig, entry: SweepEntry, device: torch.device, st
 
 
 def plan(config: SweepConfig, device: torch.device, load: Load) -> list[Task]:
-    """All points of the sweep, in the order of the config; everything that can be refused is refused here."""
+    """All points of the sweep, in the order of the config; everything that can be refused is
+    refused here."""
     tasks = []
     for entry in config.entries:
         loaded: dict[Path, Run] = {}  # a run may keep another model for some numbers of steps
@@ -121,10 +131,13 @@ def plan(config: SweepConfig, device: torch.device, load: Load) -> list[Task]:
                     nfe = expected_nfe(run, sampler, entry.grid, steps, scale)
                     tasks.append(Task(run, entry, sampler, steps, scale, nfe))
     used = {
-        (data.name, data.side, data.root if data.name == "folder" else None) for data in (data_of(config, t.run) for t in tasks)
+        (data.name, data.side, data.root if data.name == "folder" else None)
+        for data in (data_of(config, t.run) for t in tasks)
     }
     if len(used) > 1:
-        raise UserError(f"the runs of one sweep share a data set, these have {sorted(name for name, *_ in used)}: split it")
+        raise UserError(
+            f"the runs of one sweep share a data set, these have {sorted(name for name, *_ in used)}: split it"
+        )
     return tasks
 
 
@@ -144,7 +157,9 @@ def protocol(config: SweepConfig, extractor: Extractor, data: ImageData, task: T
         "metric": extractor.metric_name,
         "fid": None,
         "fid_std": None,
-        "fid_error": config.error_bar(config.sets if task else 1, bool(run.num_classes if task else data.num_classes)),
+        "fid_error": config.error_bar(
+            config.sets if task else 1, bool(run.num_classes if task else data.num_classes)
+        ),
         "fid_infinity": None,
         "kid": None,
         "precision": None,

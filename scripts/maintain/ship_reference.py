@@ -1,12 +1,14 @@
-"""Puts the reference of a data set in an extractor's features (mean and covariance) into the repository, for those who would need
-hours to compute it.
+"""Puts the reference of a data set in an extractor's features (mean and covariance) into the
+repository, for those who would need hours to compute it.
 
-    python -m scripts.maintain.ship_reference fashion_mnist inception-v3-compat-bf16
-    torchrun --standalone --nproc_per_node 2 -m scripts.maintain.ship_reference fashion_mnist inception-v3-compat-bf16
+    python -m scripts.maintain.ship_reference fashion_mnist inception-v3-compat-bf16 torchrun
+    --standalone --nproc_per_node 2 -m scripts.maintain.ship_reference fashion_mnist
+    inception-v3-compat-bf16
 
-Interrupted, the same command goes on. The file's name is a hash of the data and of the extractor's weights, and it carries a hash
-of its content, so it is used for these two only and only whole. Features of single images are not in it: measured against it, a
-row has no KID, precision and recall.
+Interrupted, the same command goes on. The file's name is a hash of the data and of the extractor's
+weights, and it carries a hash of its content, so it is used for these two only and only whole.
+Features of single images are not in it: measured against it, a row has no KID, precision and
+recall.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from eval.metrics.reference import CACHE, LARGEST, SHIPPED, cache_file, shared_r
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.maintain.ship_reference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.maintain.ship_reference",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dataset", help="digits, fashion_mnist or cifar10")
     parser.add_argument("extractor", help="such as inception-v3-compat")
@@ -32,10 +36,15 @@ def main() -> None:
     parser.add_argument("--cache", default=str(CACHE), help="default: %(default)s")
     a = parser.parse_args()
     state = start_processes()
-    data, extractor = load_data(a.dataset, a.split, a.root), make_extractor(a.extractor, state.device)
+    data, extractor = (
+        load_data(a.dataset, a.split, a.root),
+        make_extractor(a.extractor, state.device),
+    )
     check_reads(extractor, data.channels, data.side, data.name)
     if (size := 2 * extractor.width * (extractor.width + 3)) > LARGEST:
-        raise UserError(f"{a.extractor}: {size / 1e6:.1f} MB, more than the {LARGEST / 1e6:g} MB that belong in a repository")
+        raise UserError(
+            f"{a.extractor}: {size / 1e6:.1f} MB, more than the {LARGEST / 1e6:g} MB that belong in a repository"
+        )
     if (there := SHIPPED / cache_file(data, extractor, SHIPPED).name).is_file():
         raise UserError(f"{there} exists: it is this data and this extractor already")
     shared_reference(data, extractor, a.cache, state)

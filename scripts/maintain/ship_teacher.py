@@ -1,11 +1,14 @@
-"""Make a trained run into a folder that can be shipped: averaged weights in half precision, and a model card of measured rows.
+"""Make a trained run into a folder that can be shipped: averaged weights in half precision, and a
+model card of measured rows.
 
-    python -m scripts.maintain.ship_teacher runs/fashion_mnist/teacher teachers/shipped/fashion_mnist
-    python -m scripts.evaluate --run teachers/shipped/fashion_mnist ... --out rows.jsonl
-    python -m scripts.maintain.ship_teacher --card rows.jsonl teachers/shipped/fashion_mnist
+    python -m scripts.maintain.ship_teacher runs/fashion_mnist/teacher
+    teachers/shipped/fashion_mnist python -m scripts.evaluate --run teachers/shipped/fashion_mnist
+    ... --out rows.jsonl python -m scripts.maintain.ship_teacher --card rows.jsonl
+    teachers/shipped/fashion_mnist
 
-The folder is a run like any other to whoever samples from it or distils it. The card (README.md for people, card.json for
-`python -m scripts.teacher verify`) holds the rows that were measured on just these weights.
+The folder is a run like any other to whoever samples from it or distils it. The card (README.md for
+people, card.json for `python -m scripts.teacher verify`) holds the rows that were measured on just
+these weights.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ LICENCES = {
 
 
 def ship(run: Path, out: Path) -> Path:
-    """Copies config, price and averaged weights (float16) of a run to `out`, which must not exist. Returns the weights' file.
+    """Copies config, price and averaged weights (float16) of a run to `out`, which must not exist.
+    Returns the weights' file.
 
     Raises:
         UserError: `out` exists, or the weights are larger than a repository should carry.
@@ -45,9 +49,13 @@ def ship(run: Path, out: Path) -> Path:
         raise UserError(f"{out} exists: choose another folder, or remove it first")
     lab.load(run)  # refuses what is no run
     checkpoint = latest_checkpoint(run)
-    state = {name: tensor.half() for name, tensor in read_weights(checkpoint / "ema.safetensors").items()}
+    state = {
+        name: tensor.half() for name, tensor in read_weights(checkpoint / "ema.safetensors").items()
+    }
     if (size := sum(2 * tensor.numel() for tensor in state.values())) > LARGEST:
-        raise UserError(f"{run}: {size / 1e6:.1f} MB of weights in half precision, more than the {LARGEST / 1e6:g} MB to ship")
+        raise UserError(
+            f"{run}: {size / 1e6:.1f} MB of weights in half precision, more than the {LARGEST / 1e6:g} MB to ship"
+        )
     config = yaml.safe_load(read_text(run / "config.yaml"))
     if config["data"].get("root") and config["data"]["name"] != "folder":
         config["data"]["root"] = None  # where it lies on this machine helps nobody elsewhere
@@ -64,8 +72,14 @@ def card_text(run: Run, rows: list[dict]) -> str:
     """The card for people."""
     config = yaml.safe_load(read_text(run.folder / "config.yaml"))
     parameters = sum(p.numel() for p in run.model.parameters())
-    chosen = {key: config[key] for key in ("model", "method", "optimizer", "ema", "train", "budget")}
-    classes = f"{run.num_classes} classes and the null label {run.num_classes}" if run.num_classes else "unconditional"
+    chosen = {
+        key: config[key] for key in ("model", "method", "optimizer", "ema", "train", "budget")
+    }
+    classes = (
+        f"{run.num_classes} classes and the null label {run.num_classes}"
+        if run.num_classes
+        else "unconditional"
+    )
     return f"""# {config["data"]["name"]} teacher
 
 {parameters / 1e6:.2f} M parameters, images of {run.channels}x{run.side}x{run.side}, {classes}.
@@ -91,7 +105,8 @@ Weights: MIT, as this repository. Data: {LICENCES.get(config["data"]["name"], "t
 
 
 def write_card(folder: Path, curves: Path) -> None:
-    """README.md and card.json in `folder` from the rows of `curves` that were measured on its weights.
+    """README.md and card.json in `folder` from the rows of `curves` that were measured on its
+    weights.
 
     Raises:
         UserError: no row was measured on these weights.
@@ -99,20 +114,30 @@ def write_card(folder: Path, curves: Path) -> None:
     run = lab.load(folder)
     rows = [row for row in read_rows(curves) if row["weights_sha256"] == run.weights_sha256]
     if not rows:
-        raise UserError(f"{curves} has no row measured on {run.weights_file} (sha256 {run.weights_sha256[:12]}...)")
-    for name, text in (("card.json", json.dumps({"rows": rows}, indent=1)), ("README.md", card_text(run, rows))):
+        raise UserError(
+            f"{curves} has no row measured on {run.weights_file} (sha256 {run.weights_sha256[:12]}...)"
+        )
+    for name, text in (
+        ("card.json", json.dumps({"rows": rows}, indent=1)),
+        ("README.md", card_text(run, rows)),
+    ):
         write_text(folder / name, text)
 
 
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.maintain.ship_teacher", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.maintain.ship_teacher",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", nargs="?", type=Path, help="folder of a trained run")
     parser.add_argument("folder", type=Path, help="folder to ship")
     parser.add_argument(
-        "--card", type=Path, metavar="CURVES", help="write the card of a shipped folder from these rows instead"
+        "--card",
+        type=Path,
+        metavar="CURVES",
+        help="write the card of a shipped folder from these rows instead",
     )
     a = parser.parse_args()
     if (a.run is None) == (a.card is None):

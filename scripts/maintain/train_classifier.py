@@ -1,4 +1,5 @@
-"""Trains one of the small classifiers whose features FD is measured in: `python -m scripts.maintain.train_classifier digits`."""
+"""Trains one of the small classifiers whose features FD is measured in: `python -m
+scripts.maintain.train_classifier digits`."""
 
 from __future__ import annotations
 
@@ -12,11 +13,20 @@ from tqdm import tqdm
 
 from core.data import load_data
 from core.errors import command_line
-from eval.features.classifiers import CLASSIFIERS, Classifier, accuracy, recipe, round_to_stored, save_classifier, weights_path
+from eval.features.classifiers import (
+    CLASSIFIERS,
+    Classifier,
+    accuracy,
+    recipe,
+    round_to_stored,
+    save_classifier,
+    weights_path,
+)
 
 
 def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """uint8 [B, C, S, S], each image moved by up to `most` pixels in each direction, zeros (black) coming in."""
+    """uint8 [B, C, S, S], each image moved by up to `most` pixels in each direction, zeros (black)
+    coming in."""
     padded = F.pad(images, [most] * 4)
     side, span = images.shape[-1], 2 * most + 1
     # One slice for each of the few offsets is quicker than a gather for each image.
@@ -29,19 +39,26 @@ def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 
 def train(name: str, root: str | None, progress: bool = True) -> tuple[Classifier, float]:
-    """Trains classifier `name` by its recipe; returns it, rounded as stored, and its accuracy on the test split."""
+    """Trains classifier `name` by its recipe; returns it, rounded as stored, and its accuracy on
+    the test split."""
     spec = CLASSIFIERS[name]
     data, test = load_data(spec.dataset, "train", root), load_data(spec.dataset, "test", root)
     torch.manual_seed(spec.seed)
     generator = torch.Generator().manual_seed(spec.seed)
-    classifier = Classifier(spec).to(memory_format=torch.channels_last)  # with bfloat16, four times as fast on a CPU
+    classifier = Classifier(spec).to(
+        memory_format=torch.channels_last
+    )  # with bfloat16, four times as fast on a CPU
     steps = spec.epochs * (len(data) // spec.batch_size)
     optimizer = torch.optim.AdamW(classifier.parameters(), spec.lr, weight_decay=spec.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, spec.lr, total_steps=steps, pct_start=0.25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, spec.lr, total_steps=steps, pct_start=0.25
+    )
     with tqdm(total=steps, desc=name, disable=not progress, mininterval=2) as bar:
         for _ in range(spec.epochs):
             order = torch.randperm(len(data), generator=generator)
-            for index in order[: len(data) // spec.batch_size * spec.batch_size].split(spec.batch_size):
+            for index in order[: len(data) // spec.batch_size * spec.batch_size].split(
+                spec.batch_size
+            ):
                 images = shifted(data.images[index], spec.shift, generator)
                 with torch.autocast("cpu", torch.bfloat16):
                     logits = classifier(images)
@@ -62,7 +79,9 @@ def main() -> None:
     names = {spec.dataset: name for name, spec in CLASSIFIERS.items()}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", choices=sorted(names))
-    parser.add_argument("--root", help="folder of the data set's files, if not where the loader looks")
+    parser.add_argument(
+        "--root", help="folder of the data set's files, if not where the loader looks"
+    )
     parser.add_argument("--out", type=Path, help="weights file to write (default: the shipped one)")
     options = parser.parse_args()
     name = names[options.dataset]

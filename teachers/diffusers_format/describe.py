@@ -12,14 +12,22 @@ def describe(run: Run) -> dict[str, str]:
     """What it is, by subject: of a published checkpoint also how it was meant to be sampled."""
     spec, folder = run.spec, published_folder(run)
     network = run.model.network
-    kind = spec.network.class_name if isinstance(spec.network, DiffusersConfig) else type(network).__name__
+    kind = (
+        spec.network.class_name
+        if isinstance(spec.network, DiffusersConfig)
+        else type(network).__name__
+    )
     library = "diffusers " if isinstance(spec.network, DiffusersConfig) else ""
     times = (
         f"trained at the {spec.discrete_steps} times k / {spec.discrete_steps}"
         if spec.discrete_steps
         else "trained at all times"
     )
-    known = isinstance(spec.network, DiffusersConfig) and getattr(network, "num_classes", 0) and not network.null_label
+    known = (
+        isinstance(spec.network, DiffusersConfig)
+        and getattr(network, "num_classes", 0)
+        and not network.null_label
+    )
     lines = {
         "run": str(run.folder),
         "network": f"{library}{kind}, {sum(p.numel() for p in network.parameters()):,} parameters",
@@ -28,11 +36,15 @@ def describe(run: Run) -> dict[str, str]:
         if spec.boundary_t_min is None
         else f"consistency function from t = {spec.boundary_t_min:g}",
         "images": f"{spec.channels}x{spec.side}x{spec.side}",
-        "classes": f"{spec.num_classes}{', no null label' if known else ''}" if spec.num_classes else "none (unconditional)",
+        "classes": f"{spec.num_classes}{', no null label' if known else ''}"
+        if spec.num_classes
+        else "none (unconditional)",
         "weights": f"{run.ema}, {run.weights_file}",
         "sha256": run.weights_sha256,
         "method": run.method + (f", teacher {run.teacher}" if run.teacher else ""),
-        "data": run.data.name if run.data else "not said: name it where it is measured or distilled",
+        "data": run.data.name
+        if run.data
+        else "not said: name it where it is measured or distilled",
     }
     if folder is not None:
         checkpoint = read_checkpoint(folder)
@@ -53,7 +65,9 @@ def describe(run: Run) -> dict[str, str]:
             lines["time"] = f"entry k (0..{steps - 1}) of its table is t = (k + 1) / {steps}"
     if run.train_evals is not None:
         seconds = f", {run.train_seconds:.0f} s" if run.train_seconds is not None else ""
-        lines["price"] = f"{run.train_images:,} images, {run.train_evals:,.0f} network evaluations{seconds}"
+        lines["price"] = (
+            f"{run.train_images:,} images, {run.train_evals:,.0f} network evaluations{seconds}"
+        )
     else:
         lines["price"] = "not known"
     return lines

@@ -1,4 +1,5 @@
-"""Published DDPM checkpoints in diffusers' format, from a folder or the Hugging Face hub, as runs."""
+"""Published DDPM checkpoints in diffusers' format, from a folder or the Hugging Face hub, as
+runs."""
 
 from __future__ import annotations
 
@@ -34,11 +35,12 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Origin(Strict):
-    """fast_sampling.json beside model_index.json: what diffusers' files do not say. Exports write it, anyone may.
+    """fast_sampling.json beside model_index.json: what diffusers' files do not say. Exports write
+    it, anyone may.
 
-    null_label: whether the last class of a UNet2DModel is the null label; spec: of a network that diffusers does not have;
-    steps: the one number of steps it was made for, if there is one; the rest as in a Run. time: how timesteps and our t go
-    together, for people.
+    null_label: whether the last class of a UNet2DModel is the null label; spec: of a network that
+    diffusers does not have; steps: the one number of steps it was made for, if there is one; the
+    rest as in a Run. time: how timesteps and our t go together, for people.
     """
 
     run: str | None = None
@@ -69,19 +71,30 @@ class Checkpoint:
     origin: Origin
 
     def weights_file(self) -> Path | None:
-        return next((self.component / name for name in WEIGHTS if (self.component / name).is_file()), None)
+        return next(
+            (self.component / name for name in WEIGHTS if (self.component / name).is_file()), None
+        )
 
 
 def is_folder(path: Path) -> bool:
     """Whether the folder looks like a diffusers checkpoint, complete or not."""
     return any(
-        (path / name).is_file() for name in ("model_index.json", "config.json", "unet/config.json", "transformer/config.json")
+        (path / name).is_file()
+        for name in (
+            "model_index.json",
+            "config.json",
+            "unet/config.json",
+            "transformer/config.json",
+        )
     )
 
 
 def is_hub_id(path: Path) -> bool:
-    """Whether it reads owner/name and nothing local does: neither that folder nor one called owner."""
-    return bool(HUB_ID.fullmatch(path.as_posix())) and not path.exists() and not path.parent.exists()
+    """Whether it reads owner/name and nothing local does: neither that folder nor one called
+    owner."""
+    return (
+        bool(HUB_ID.fullmatch(path.as_posix())) and not path.exists() and not path.parent.exists()
+    )
 
 
 def recognise(path: Path) -> bool:
@@ -94,7 +107,9 @@ def _json(file: Path, what: str) -> dict:
     try:
         values = json.loads(read_text(file))
     except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}): fetch the checkpoint again") from error
+        raise UserError(
+            f"{file} is not valid JSON ({error}): fetch the checkpoint again"
+        ) from error
     if not isinstance(values, dict):
         raise UserError(f"{file} holds no JSON object: fetch the checkpoint again")
     return values
@@ -109,10 +124,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Reads and checks the configs of a diffusers folder.
 
     Raises:
-        UserError: a file that is missing or damaged, or the first value that does not fit, with its file and key.
+        UserError: a file that is missing or damaged, or the first value that does not fit, with its
+            file and key.
     """
     index_file = folder / "model_index.json"
-    index = _json(index_file, "a diffusers checkpoint has it beside its unet and scheduler folders; save the whole pipeline")
+    index = _json(
+        index_file,
+        "a diffusers checkpoint has it beside its unet and scheduler folders; save the whole pipeline",
+    )
     parts = {
         key: value[1]
         for key, value in index.items()
@@ -120,43 +139,61 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     }
     for key, value in parts.items():
         if key in LATENT:
-            reason = (
-                "a latent pipeline (its network makes no images but what this decodes); only pixel-space checkpoints are read"
-            )
+            reason = "a latent pipeline (its network makes no images but what this decodes); only pixel-space checkpoints are read"
             raise UserError(f"{index_file}: {key} = {value!r}: {reason}")
         if "text" in key or "token" in key or "image_encoder" in key:
-            raise UserError(f"{index_file}: {key} = {value!r}: conditioning on text or images is not read, only class labels")
+            raise UserError(
+                f"{index_file}: {key} = {value!r}: conditioning on text or images is not read, only class labels"
+            )
         if key not in ("unet", "transformer", "scheduler"):
-            raise UserError(f"{index_file}: {key} = {value!r}: only pipelines of a network and a scheduler are read")
+            raise UserError(
+                f"{index_file}: {key} = {value!r}: only pipelines of a network and a scheduler are read"
+            )
     network = "transformer" if "transformer" in parts else "unet"
     if network not in parts:
-        raise UserError(f"{index_file}: key 'unet' is missing: only pipelines of a network and a scheduler are read")
+        raise UserError(
+            f"{index_file}: key 'unet' is missing: only pipelines of a network and a scheduler are read"
+        )
     origin_file = folder / ORIGIN
-    origin = parse(Origin, _json(origin_file, ""), str(origin_file)) if origin_file.is_file() else Origin()
+    origin = (
+        parse(Origin, _json(origin_file, ""), str(origin_file))
+        if origin_file.is_file()
+        else Origin()
+    )
     component = _component(folder, network)
     class_name = parts[network]
     config_file = component / "config.json"
     config = _json(config_file, "the network's config; fetch the checkpoint again")
     class_name = config.get("_class_name", class_name)
     if class_name not in NETWORKS:
-        raise UserError(f"{config_file}: _class_name = {class_name!r}: only {', '.join(NETWORKS[:2])} are read")
+        raise UserError(
+            f"{config_file}: _class_name = {class_name!r}: only {', '.join(NETWORKS[:2])} are read"
+        )
     scheduler_file = _component(folder, "scheduler") / "scheduler_config.json"
     wanted = "it says the betas and the prediction; take it from where the checkpoint was published"
     schedule = read_schedule(_json(scheduler_file, wanted), scheduler_file)
     if class_name == OURS:
         if origin.spec is None:
-            raise UserError(f"{origin_file}: key 'spec' is missing: a {OURS} is described there; export the run again")
+            raise UserError(
+                f"{origin_file}: key 'spec' is missing: a {OURS} is described there; export the run again"
+            )
         spec = origin.spec
     else:
         spec = _spec(class_name, config, config_file, schedule, origin)
     return Checkpoint(folder, component, class_name, scheduler_file, schedule, spec, origin)
 
 
-def _spec(class_name: str, config: dict, file: Path, schedule: Schedule, origin: Origin) -> ModelSpec:
+def _spec(
+    class_name: str, config: dict, file: Path, schedule: Schedule, origin: Origin
+) -> ModelSpec:
     import inspect
 
-    parameters = inspect.signature(getattr(diffusers_library(str(file)), class_name).__init__).parameters
-    defaults = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    parameters = inspect.signature(
+        getattr(diffusers_library(str(file)), class_name).__init__
+    ).parameters
+    defaults = {
+        key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty
+    }
     c = defaults | {key: value for key, value in config.items() if key in defaults}
 
     def refuse(key: str, reason: str) -> UserError:
@@ -164,7 +201,9 @@ def _spec(class_name: str, config: dict, file: Path, schedule: Schedule, origin:
 
     channels, size = c["in_channels"], c["sample_size"]
     if not isinstance(channels, int):
-        raise refuse("in_channels", "must be the number of the images' channels; fetch the checkpoint again")
+        raise refuse(
+            "in_channels", "must be the number of the images' channels; fetch the checkpoint again"
+        )
     outputs = channels if c["out_channels"] is None else c["out_channels"]
     if outputs == 2 * channels:
         raise refuse(
@@ -176,19 +215,29 @@ def _spec(class_name: str, config: dict, file: Path, schedule: Schedule, origin:
     if isinstance(size, (list, tuple)) and len(set(size)) == 1:
         size = size[0]
     if not isinstance(size, int):
-        raise refuse("sample_size", "must be one number, the side of square images; write it if the checkpoint's card says it")
+        raise refuse(
+            "sample_size",
+            "must be one number, the side of square images; write it if the checkpoint's card says it",
+        )
     halvings = len(c.get("down_block_types", ())) - 1
     multiple = c["patch_size"] if "patch_size" in c else 2**halvings
     if size % multiple:
         raise refuse(
-            "sample_size", f"must be a multiple of {multiple} for this network; the card may say what it was trained on"
+            "sample_size",
+            f"must be a multiple of {multiple} for this network; the card may say what it was trained on",
         )
     if c.get("time_embedding_type", "positional") != "positional":
-        raise refuse("time_embedding_type", "only positional embeddings know the times between timesteps, which students need")
+        raise refuse(
+            "time_embedding_type",
+            "only positional embeddings know the times between timesteps, which students need",
+        )
     if c.get("class_embed_type") is not None:
         raise refuse("class_embed_type", "only plain class labels (num_class_embeds) are read")
     network = DiffusersConfig(
-        class_name=class_name, config=c | {"sample_size": size}, steps=schedule.steps, null_label=origin.null_label
+        class_name=class_name,
+        config=c | {"sample_size": size},
+        steps=schedule.steps,
+        null_label=origin.null_label,
     )
     return ModelSpec(
         network=network,
@@ -202,10 +251,12 @@ def _spec(class_name: str, config: dict, file: Path, schedule: Schedule, origin:
 
 
 def fetch(hub_id: str) -> Path:
-    """The hub's configs and then, if they fit, its weights, in the hub's own cache; returns the folder of that revision.
+    """The hub's configs and then, if they fit, its weights, in the hub's own cache; returns the
+    folder of that revision.
 
     Raises:
-        UserError: diffusers is not installed, the hub cannot be reached or does not have it, or it does not fit.
+        UserError: diffusers is not installed, the hub cannot be reached or does not have it, or it
+            does not fit.
     """
     diffusers_library(f"{hub_id} is no folder here, and to fetch it from the Hugging Face hub")
     from huggingface_hub import snapshot_download
@@ -213,7 +264,9 @@ def fetch(hub_id: str) -> Path:
     def download(*patterns: str) -> Path:
         try:
             return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
-        except Exception as error:  # whatever went wrong, network, name or permission, the remedies are these
+        except (
+            Exception
+        ) as error:  # whatever went wrong, network, name or permission, the remedies are these
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{hub_id} is no run or folder here, and could not be fetched from the Hugging Face hub ({reason}): check "
@@ -245,8 +298,15 @@ def _quiet():
 def _inner(checkpoint: Checkpoint, file: Path) -> nn.Module:
     """The diffusers model with exactly its weights."""
     cls = getattr(diffusers_library(str(file)), checkpoint.class_name)
-    options: dict[str, Any] = {"local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
-    options |= {"use_safetensors": file.suffix == ".safetensors", "ignore_mismatched_sizes": True}  # they are named below
+    options: dict[str, Any] = {
+        "local_files_only": True,
+        "low_cpu_mem_usage": False,
+        "output_loading_info": True,
+    }
+    options |= {
+        "use_safetensors": file.suffix == ".safetensors",
+        "ignore_mismatched_sizes": True,
+    }  # they are named below
     try:
         with _quiet():
             inner, info = cls.from_pretrained(str(checkpoint.component), **options)
@@ -259,7 +319,9 @@ def _inner(checkpoint: Checkpoint, file: Path) -> nn.Module:
         if info.get(kind):
             name = min(key[0] if isinstance(key, (list, tuple)) else key for key in info[kind])
             config = checkpoint.component / "config.json"
-            raise UserError(f"{file} does not fit {config}: {kind.split('_')[0]} tensor '{name}'; fetch the checkpoint again")
+            raise UserError(
+                f"{file} does not fit {config}: {kind.split('_')[0]} tensor '{name}'; fetch the checkpoint again"
+            )
     return inner.float()
 
 
@@ -270,15 +332,22 @@ def _load_ours(model: Model, file: Path) -> None:
         UserError: a damaged file, or another architecture.
     """
     try:
-        state = {name.removeprefix("unet."): tensor for name, tensor in load_file(file).items() if name != "scales"}
+        state = {
+            name.removeprefix("unet."): tensor
+            for name, tensor in load_file(file).items()
+            if name != "scales"
+        }
         model.network.load_state_dict(state)
     except (SafetensorError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} is damaged or does not fit the spec beside it ({reason}): export the run again") from error
+        raise UserError(
+            f"{file} is damaged or does not fit the spec beside it ({reason}): export the run again"
+        ) from error
 
 
 def _other_weights(checkpoint: Checkpoint) -> str:
-    """What to do where the weights do not have their plain name: a variant such as fp16, or several shards."""
+    """What to do where the weights do not have their plain name: a variant such as fp16, or several
+    shards."""
     stem = WEIGHTS[0].split(".")[0]
     found = sorted(file.name for file in checkpoint.component.glob(f"{stem}*") if file.is_file())
     if not found:
@@ -291,7 +360,9 @@ def _other_weights(checkpoint: Checkpoint) -> str:
     )
 
 
-def load_checkpoint(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> tuple[Model, Path]:
+def load_checkpoint(
+    checkpoint: Checkpoint, device: torch.device | str = "cpu"
+) -> tuple[Model, Path]:
     """The model on `device`, frozen, and its weights file.
 
     Raises:
@@ -311,16 +382,25 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
 
 
 def published_folder(run: Run) -> Path | None:
-    """The diffusers folder (in the hub's cache, for a hub id) that a run was loaded from; None for runs of ours."""
+    """The diffusers folder (in the hub's cache, for a hub id) that a run was loaded from; None for
+    runs of ours."""
     component = run.weights_file.parent
-    return next((folder for folder in (component, component.parent) if (folder / "model_index.json").is_file()), None)
+    return next(
+        (
+            folder
+            for folder in (component, component.parent)
+            if (folder / "model_index.json").is_file()
+        ),
+        None,
+    )
 
 
 _noted: set[Path] = set()
 
 
 def _note(path: Path, schedule: Schedule) -> None:
-    """Says once how the checkpoint was meant to be sampled: nothing of it is applied unless asked for."""
+    """Says once how the checkpoint was meant to be sampled: nothing of it is applied unless asked
+    for."""
     if path not in _noted:
         _noted.add(path)
         rest = f"; without equal here: {'; '.join(schedule.differs)}" if schedule.differs else ""

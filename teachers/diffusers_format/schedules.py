@@ -1,4 +1,5 @@
-"""A diffusers scheduler's config -> our path and prediction, and the way of sampling it was published with in our options."""
+"""A diffusers scheduler's config -> our path and prediction, and the way of sampling it was
+published with in our options."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from teachers.diffusers_format.sampling import MULTISTEP, SPACINGS, left_over, p
 
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
-# All of these sample networks that were trained on a table of betas; how they solve is theirs, and ours to choose anew.
+# All of these sample networks that were trained on a table of betas; how they solve is theirs, and
+# ours to choose anew.
 DDPM_FAMILY = (
     "DDPMScheduler",
     "DDIMScheduler",
@@ -32,14 +34,19 @@ DDPM_FAMILY = (
     "HeunDiscreteScheduler",
     "LMSDiscreteScheduler",
 )
-WITH_ENDS = ("linear", "scaled_linear", "sigmoid")  # the schedules that beta_start and beta_end are read for
+WITH_ENDS = (
+    "linear",
+    "scaled_linear",
+    "sigmoid",
+)  # the schedules that beta_start and beta_end are read for
 WORDS = {"prediction_type": tuple(PREDICTIONS), "timestep_spacing": SPACINGS}
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a scheduler's config says of the model. sampling: options of ours that repeat its sampling, in words; differs:
-    what of its sampling has no equal here; left_over: keys of another scheduler's that its class does not read."""
+    """What a scheduler's config says of the model. sampling: options of ours that repeat its
+    sampling, in words; differs: what of its sampling has no equal here; left_over: keys of another
+    scheduler's that its class does not read."""
 
     path: str | BetaTable
     prediction: Prediction
@@ -54,10 +61,12 @@ def _refuse(file: Path, key: str, value: Any, reason: str) -> UserError:
 
 
 def read_schedule(config: dict, file: Path) -> Schedule:
-    """The schedule in a scheduler's config, completed by the defaults of its class; `file` is for messages.
+    """The schedule in a scheduler's config, completed by the defaults of its class; `file` is for
+    messages.
 
     Raises:
-        UserError: not a DDPM table (flow matching, EDM, VE), a learned variance, or values that make no path.
+        UserError: not a DDPM table (flow matching, EDM, VE), a learned variance, or values that
+            make no path.
     """
     name = config.get("_class_name")
     if name not in DDPM_FAMILY:
@@ -69,14 +78,31 @@ def read_schedule(config: dict, file: Path) -> Schedule:
             f"{', '.join(DDPM_FAMILY)}",
         )
     parameters = inspect.signature(getattr(diffusers_library(str(file)), name).__init__).parameters
-    defaults = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    defaults = {
+        key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty
+    }
     c = defaults | {key: value for key, value in config.items() if key in defaults}
     if config.get("predict_epsilon") is False and "prediction_type" not in config:
-        raise _refuse(file, "predict_epsilon", False, 'a key of old versions of diffusers: write "prediction_type": "sample"')
+        raise _refuse(
+            file,
+            "predict_epsilon",
+            False,
+            'a key of old versions of diffusers: write "prediction_type": "sample"',
+        )
     if c.get("use_flow_sigmas") or c["prediction_type"] == "flow_prediction":
-        raise _refuse(file, "prediction_type", c["prediction_type"], "flow matching in diffusers' clothes is not read")
+        raise _refuse(
+            file,
+            "prediction_type",
+            c["prediction_type"],
+            "flow matching in diffusers' clothes is not read",
+        )
     if c.get("timestep_type") == "continuous":
-        raise _refuse(file, "timestep_type", "continuous", "a network that is told sigmas (EDM) is not read, only timesteps")
+        raise _refuse(
+            file,
+            "timestep_type",
+            "continuous",
+            "a network that is told sigmas (EDM) is not read, only timesteps",
+        )
     _check_values(name, c, defaults, file)
     if str(c.get("variance_type") or "").startswith("learned"):
         raise _refuse(
@@ -86,7 +112,11 @@ def read_schedule(config: dict, file: Path) -> Schedule:
             "a learned variance would be ignored here; take a checkpoint of fixed variance",
         )
     path = _path(c, file)
-    lam_end = float((make_path(path) if isinstance(path, str) else path.build()).lam(torch.tensor(1.0, dtype=torch.float64)))
+    lam_end = float(
+        (make_path(path) if isinstance(path, str) else path.build()).lam(
+            torch.tensor(1.0, dtype=torch.float64)
+        )
+    )
     if lam_end == -math.inf and c["prediction_type"] == "epsilon":
         key = "rescale_betas_zero_snr" if c.get("rescale_betas_zero_snr") else "trained_betas"
         raise _refuse(
@@ -118,22 +148,44 @@ def _check_values(name: str, c: dict, defaults: dict, file: Path) -> None:
     for key, kind in numbers.items():
         if key in c and (isinstance(c[key], bool) or not isinstance(c[key], (int, kind))):
             whole = ", a whole one" if kind is int else ""
-            raise _refuse(file, key, c[key], f"must be a number{whole}; the default of {name} is {defaults[key]}")
+            raise _refuse(
+                file,
+                key,
+                c[key],
+                f"must be a number{whole}; the default of {name} is {defaults[key]}",
+            )
     if c.get("solver_order", 1) < 1:
         raise _refuse(file, "solver_order", c["solver_order"], "must be at least 1")
 
 
 def _path(c: dict, file: Path) -> str | BetaTable:
-    steps, schedule, zero = c["num_train_timesteps"], c["beta_schedule"], bool(c.get("rescale_betas_zero_snr"))
+    steps, schedule, zero = (
+        c["num_train_timesteps"],
+        c["beta_schedule"],
+        bool(c.get("rescale_betas_zero_snr")),
+    )
     betas = c["trained_betas"]
     if betas is not None and not isinstance(betas, list):
-        raise _refuse(file, "trained_betas", betas, "must be a list of numbers, or null for a schedule by name")
+        raise _refuse(
+            file,
+            "trained_betas",
+            betas,
+            "must be a list of numbers, or null for a schedule by name",
+        )
     if bad := [b for b in betas or () if isinstance(b, bool) or not isinstance(b, (int, float))]:
         raise _refuse(
-            file, "trained_betas", f"[..., {bad[0]!r}, ...]", "must be a list of numbers, or null for a schedule by name"
+            file,
+            "trained_betas",
+            f"[..., {bad[0]!r}, ...]",
+            "must be a list of numbers, or null for a schedule by name",
         )
     if betas is None and schedule not in SCHEDULES:
-        raise _refuse(file, "beta_schedule", schedule, f"must be one of {', '.join(SCHEDULES)}, or give trained_betas")
+        raise _refuse(
+            file,
+            "beta_schedule",
+            schedule,
+            f"must be one of {', '.join(SCHEDULES)}, or give trained_betas",
+        )
     if betas is None and not zero and steps == 1000:
         if schedule == "linear" and (c["beta_start"], c["beta_end"]) == (1e-4, 0.02):
             return "vp-linear"
@@ -142,11 +194,20 @@ def _path(c: dict, file: Path) -> str | BetaTable:
     if betas is not None:
         given = {"schedule": "given", "betas": tuple(map(float, betas))}
     else:
-        ends = {"first": float(c["beta_start"]), "last": float(c["beta_end"])} if schedule in WITH_ENDS else {}
+        ends = (
+            {"first": float(c["beta_start"]), "last": float(c["beta_end"])}
+            if schedule in WITH_ENDS
+            else {}
+        )
         given = {"schedule": schedule, **ends}
     try:
         return BetaTable(steps=steps, zero_terminal_snr=zero, **given)
     except ValidationError as error:
         key = "trained_betas" if betas is not None else "beta_schedule"
         shown = f"[{len(betas)} numbers]" if betas is not None else schedule
-        raise _refuse(file, key, shown, str(error.errors()[0].get("ctx", {}).get("error", error.errors()[0]["msg"]))) from error
+        raise _refuse(
+            file,
+            key,
+            shown,
+            str(error.errors()[0].get("ctx", {}).get("error", error.errors()[0]["msg"])),
+        ) from error

@@ -1,8 +1,9 @@
 """Our U-Net as diffusers' UNet2DModel, where that is exact.
 
-Exact where patch = 1, every group norm has 32 groups (widths of 128 and more), the table has 1000 entries and the path and
-prediction are diffusers' own. The one difference is the time embedding, sinusoids of 1000 t = k + 1 here and of k there: by the
-addition theorem a rotation of each pair (cos, sin), which the linear layer after it absorbs.
+Exact where patch = 1, every group norm has 32 groups (widths of 128 and more), the table has 1000
+entries and the path and prediction are diffusers' own. The one difference is the time embedding,
+sinusoids of 1000 t = k + 1 here and of k there: by the addition theorem a rotation of each pair
+(cos, sin), which the linear layer after it absorbs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ def why_not_unet2d(spec: ModelSpec) -> str | None:
 
 def unet2d_config(spec: ModelSpec) -> dict:
     n = spec.network
-    kinds = ["AttnDownBlock2D" if level in n.attention else "DownBlock2D" for level in range(len(n.widths))]
+    kinds = [
+        "AttnDownBlock2D" if level in n.attention else "DownBlock2D"
+        for level in range(len(n.widths))
+    ]
     return {
         "sample_size": spec.side,
         "in_channels": spec.channels,
@@ -58,7 +62,8 @@ def unet2d_config(spec: ModelSpec) -> dict:
 
 
 def unet2d_state(spec: ModelSpec, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our U-Net's tensors under UNet2DModel's names, the time embedding's first layer turned by one timestep."""
+    """Our U-Net's tensors under UNet2DModel's names, the time embedding's first layer turned by one
+    timestep."""
     n = spec.network
     new: dict[str, Tensor] = {}
 
@@ -67,7 +72,13 @@ def unet2d_state(spec: ModelSpec, state: dict[str, Tensor]) -> dict[str, Tensor]
             new[f"{name}.{kind}"] = state[f"{old}.{kind}"]
 
     def block(old: str, name: str) -> None:
-        layers = {"norm1": "norm1", "conv1": "conv1", "modulation": "time_emb_proj", "norm2": "norm2", "conv2": "conv2"}
+        layers = {
+            "norm1": "norm1",
+            "conv1": "conv1",
+            "modulation": "time_emb_proj",
+            "norm2": "norm2",
+            "conv2": "conv2",
+        }
         for ours_, theirs in layers.items():
             take(f"{old}.{ours_}", f"{name}.{theirs}")
         if f"{old}.skip.weight" in state:
@@ -89,12 +100,16 @@ def unet2d_state(spec: ModelSpec, state: dict[str, Tensor]) -> dict[str, Tensor]
     take("stem", "conv_in")
     take("time.0", "time_embedding.linear_1")
     take("time.2", "time_embedding.linear_2")
-    weight = state["time.0.weight"].double()  # of [cos, sin] of w (k + 1); as one of [cos, sin] of w k
+    weight = state[
+        "time.0.weight"
+    ].double()  # of [cos, sin] of w (k + 1); as one of [cos, sin] of w k
     half = weight.shape[1] // 2
     w = torch.exp(-math.log(10_000.0) / half * torch.arange(half, dtype=torch.float64))
     of_cos, of_sin = weight[:, :half], weight[:, half:]
     turned = [of_cos * w.cos() + of_sin * w.sin(), of_sin * w.cos() - of_cos * w.sin()]
-    new["time_embedding.linear_1.weight"] = torch.cat(turned, dim=1).to(state["time.0.weight"].dtype)
+    new["time_embedding.linear_1.weight"] = torch.cat(turned, dim=1).to(
+        state["time.0.weight"].dtype
+    )
     if "label.weight" in state:
         new["class_embedding.weight"] = state["label.weight"]
     levels = len(n.widths)

@@ -1,4 +1,5 @@
-"""A run as a folder in diffusers' format: UNet2DModel where that is exact, else with a small module beside its weights."""
+"""A run as a folder in diffusers' format: UNet2DModel where that is exact, else with a small module
+beside its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +18,13 @@ from core.runs import Run
 from teachers.diffusers_format.read import ORIGIN, OURS, Origin, published_folder
 from teachers.diffusers_format.unet2d import unet2d_config, unet2d_state, why_not_unet2d
 from teachers.diffusers_format.write_readme import readme, readme_as_published, steps_made_for
-from teachers.diffusers_format.write_schedule import conversion_table, converts, scheduler_config, table_steps, time_convention
+from teachers.diffusers_format.write_schedule import (
+    conversion_table,
+    converts,
+    scheduler_config,
+    table_steps,
+    time_convention,
+)
 from teachers.diffusers_format.write_sources import MODULE, PIPELINE, module_source, pipeline_source
 
 
@@ -25,8 +32,8 @@ def export(run: Run, out: Path) -> str:
     """Writes `out` and says in words what was written.
 
     Raises:
-        UserError: `out` exists and is not empty, diffusers is not installed, a model that cannot be exported, or weights of a
-            stage that is not finished (see steps_made_for).
+        UserError: `out` exists and is not empty, diffusers is not installed, a model that cannot be
+            exported, or weights of a stage that is not finished (see steps_made_for).
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -34,12 +41,18 @@ def export(run: Run, out: Path) -> str:
     diffusers = diffusers_library("exporting to its format")
     spec, source = run.spec, published_folder(run)
     if not isinstance(spec.network, (UNetConfig, DiffusersConfig)):
-        raise UserError(f"{run.folder}: network {spec.network.name} is no denoiser and is not exported")
+        raise UserError(
+            f"{run.folder}: network {spec.network.name} is no denoiser and is not exported"
+        )
     if isinstance(spec.network, UNetConfig) and spec.network.second_time:
         raise UserError(
             f"{run.folder}: network.second_time = True: diffusers has no second time; only teachers and flows are exported"
         )
-    if isinstance(spec.network, DiffusersConfig) and source is None and spec.network.class_name != "UNet2DModel":
+    if (
+        isinstance(spec.network, DiffusersConfig)
+        and source is None
+        and spec.network.class_name != "UNet2DModel"
+    ):
         raise UserError(
             f"{run.folder}: students with a {spec.network.class_name} are not exported: diffusers has no pixel pipeline"
         )
@@ -59,7 +72,9 @@ def export(run: Run, out: Path) -> str:
     return words
 
 
-def _index(partial: Path, pipeline: str | list[str], scheduler, network: list[str], null_label: bool = True) -> None:
+def _index(
+    partial: Path, pipeline: str | list[str], scheduler, network: list[str], null_label: bool = True
+) -> None:
     """model_index.json, and the scheduler that it names."""
     scheduler.save_pretrained(partial / "scheduler")
     index = {"_class_name": pipeline, "_diffusers_version": scheduler.config["_diffusers_version"]}
@@ -70,17 +85,20 @@ def _index(partial: Path, pipeline: str | list[str], scheduler, network: list[st
 
 
 def _scheduler(diffusers, run: Run):
-    """DDPM for denoisers; DDIM for what was made for one number of steps of it, for flows, and for consistency functions, which
-    DDPM's noise would lead astray."""
+    """DDPM for denoisers; DDIM for what was made for one number of steps of it, for flows, and for
+    consistency functions, which DDPM's noise would lead astray."""
     config = scheduler_config(run.spec, run.model)
     if steps_made_for(run) is None and not converts(run.spec):
         return diffusers.DDPMScheduler(**config)
-    return diffusers.DDIMScheduler(**{key: value for key, value in config.items() if key != "variance_type"})
+    return diffusers.DDIMScheduler(
+        **{key: value for key, value in config.items() if key != "variance_type"}
+    )
 
 
 def _card(run: Run, folder: Path, partial: Path) -> str:
-    """Passes on the rows of the card in `folder` that were measured on the weights that are exported, with the hash that these
-    have in their new file (no card where there are no such rows), and says in words what it left out."""
+    """Passes on the rows of the card in `folder` that were measured on the weights that are
+    exported, with the hash that these have in their new file (no card where there are no such
+    rows), and says in words what it left out."""
     if not (folder / "card.json").is_file():
         return ""
     card = json.loads(read_text(folder / "card.json"))
@@ -91,11 +109,16 @@ def _card(run: Run, folder: Path, partial: Path) -> str:
     card["rows"] = [row | exported if row.get("weights_sha256") else row for row in same]
     if same:
         write_text(partial / "card.json", json.dumps(card, indent=1) + "\n")
-    return f"; rows of card.json left out, measured on other weights: {dropped} of {dropped + len(same)}" if dropped else ""
+    return (
+        f"; rows of card.json left out, measured on other weights: {dropped} of {dropped + len(same)}"
+        if dropped
+        else ""
+    )
 
 
 def _of_these_weights(row: dict, run: Run) -> bool:
-    """By the hash; a row without one (written by hand) by the average and the number of steps that it names."""
+    """By the hash; a row without one (written by hand) by the average and the number of steps that
+    it names."""
     if row.get("weights_sha256"):
         return row["weights_sha256"] == run.weights_sha256
     return row.get("ema", run.ema) == run.ema and steps_made_for(run) in (None, row["steps"])
@@ -114,14 +137,17 @@ def _origin(run: Run, partial: Path, **more) -> None:
         train_seconds=run.train_seconds,
         config_sha256=run.config_sha256,
         steps=steps,
-        time=time if steps is None else f"{time}; made for {steps} steps of DDIM, timestep_spacing trailing",
+        time=time
+        if steps is None
+        else f"{time}; made for {steps} steps of DDIM, timestep_spacing trailing",
         **more,
     )
     write_text(partial / ORIGIN, values.model_dump_json(indent=1, exclude_none=True) + "\n")
 
 
 def _straight(run: Run, source: Path, partial: Path) -> str:
-    """A published checkpoint: its own files, in subfolders, with the weights as they are in memory."""
+    """A published checkpoint: its own files, in subfolders, with the weights as they are in
+    memory."""
     from teachers.diffusers_format.read import read_checkpoint
 
     checkpoint = read_checkpoint(source)
@@ -133,13 +159,19 @@ def _straight(run: Run, source: Path, partial: Path) -> str:
     shutil.copyfile(checkpoint.scheduler_file, partial / "scheduler" / "scheduler_config.json")
     if checkpoint.class_name == OURS:
         shutil.copytree(checkpoint.component, partial / name)
-        write_text(partial / name / f"{MODULE}.py", module_source())  # code is not fetched from the hub
+        write_text(
+            partial / name / f"{MODULE}.py", module_source()
+        )  # code is not fetched from the hub
         write_text(partial / f"{PIPELINE}.py", pipeline_source())
     else:
         run.model.network.inner.save_pretrained(partial / name)
     if not (partial / "README.md").exists():
         ours = checkpoint.class_name == OURS
-        words = readme(run, True, f"A {OURS}", checkpoint.origin.steps) if ours else readme_as_published(run, checkpoint)
+        words = (
+            readme(run, True, f"A {OURS}", checkpoint.origin.steps)
+            if ours
+            else readme_as_published(run, checkpoint)
+        )
         write_text(partial / "README.md", words)
     return f"{checkpoint.class_name} as it came"
 
@@ -173,7 +205,9 @@ def _our_unet(diffusers, run: Run, partial: Path) -> str:
     pipeline = _pipeline(scheduler, own=bool(labels) or reason is not None)
     if reason is None:
         theirs = diffusers.UNet2DModel(**unet2d_config(spec))
-        theirs.load_state_dict(unet2d_state(spec, network.state_dict()))  # strict: every tensor has its place
+        theirs.load_state_dict(
+            unet2d_state(spec, network.state_dict())
+        )  # strict: every tensor has its place
         theirs.save_pretrained(partial / "unet")
         _index(partial, pipeline, scheduler, ["diffusers", "UNet2DModel"])
         _origin(run, partial, null_label=bool(labels))
@@ -181,12 +215,26 @@ def _our_unet(diffusers, run: Run, partial: Path) -> str:
         folder, n = partial / "unet", spec.network
         folder.mkdir()
         needs_conversion = converts(spec)
-        config = {"_class_name": OURS, "_diffusers_version": diffusers.__version__, "sample_size": spec.side}
-        config |= {"in_channels": spec.channels, "out_channels": spec.channels, "num_classes": labels}
-        config |= {key: getattr(n, key) for key in ("widths", "blocks", "attention", "head_width", "dropout", "patch")}
+        config = {
+            "_class_name": OURS,
+            "_diffusers_version": diffusers.__version__,
+            "sample_size": spec.side,
+        }
+        config |= {
+            "in_channels": spec.channels,
+            "out_channels": spec.channels,
+            "num_classes": labels,
+        }
+        config |= {
+            key: getattr(n, key)
+            for key in ("widths", "blocks", "attention", "head_width", "dropout", "patch")
+        }
         config |= {"steps": table_steps(spec), "converts": needs_conversion}
         write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-        state = {f"unet.{name}": tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        state = {
+            f"unet.{name}": tensor.detach().cpu().contiguous()
+            for name, tensor in network.state_dict().items()
+        }
         if needs_conversion:
             state["scales"] = conversion_table(run.model, table_steps(spec)).float()
         save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
@@ -195,6 +243,12 @@ def _our_unet(diffusers, run: Run, partial: Path) -> str:
         _origin(run, partial, spec=spec)
     if isinstance(pipeline, list):
         write_text(partial / f"{PIPELINE}.py", pipeline_source())
-    what = "A UNet2DModel" if reason is None else f"A network of its own, in `unet/{MODULE}.py`, since {reason}"
-    write_text(partial / "README.md", readme(run, isinstance(pipeline, list), what, steps_made_for(run)))
+    what = (
+        "A UNet2DModel"
+        if reason is None
+        else f"A network of its own, in `unet/{MODULE}.py`, since {reason}"
+    )
+    write_text(
+        partial / "README.md", readme(run, isinstance(pipeline, list), what, steps_made_for(run))
+    )
     return "UNet2DModel, exactly" if reason is None else f"{OURS} with its own module ({reason})"

@@ -18,7 +18,8 @@ def steps_made_for(run: Run) -> int | None:
     """The one number of steps that these weights were made for; None where there is no such number.
 
     Raises:
-        UserError: the run keeps weights for numbers of steps, and these, its newest, are none of them: half of a stage.
+        UserError: the run keeps weights for numbers of steps, and these, its newest, are none of
+            them: half of a stage.
     """
     if (folder := published_folder(run)) is not None:
         return read_checkpoint(folder).origin.steps
@@ -28,15 +29,21 @@ def steps_made_for(run: Run) -> int | None:
     if run.weights_file.parent.parent == kept:
         return int(run.weights_file.parent.name)
     weights = run.weights_file.read_bytes()
-    found = {int(f.parent.name): f.read_bytes() == weights for f in kept.glob(f"[0-9]*/{run.weights_file.name}")}
+    found = {
+        int(f.parent.name): f.read_bytes() == weights
+        for f in kept.glob(f"[0-9]*/{run.weights_file.name}")
+    }
     if not any(found.values()):
         there = ", ".join(map(str, sorted(found)))
-        raise UserError(f"{run.folder}: its newest weights are in the middle of a stage: give --steps, there are {there}")
+        raise UserError(
+            f"{run.folder}: its newest weights are in the middle of a stage: give --steps, there are {there}"
+        )
     return min(steps for steps, same in found.items() if same)
 
 
 class Recipe(NamedTuple):
-    """How to sample an export. exchange: the scheduler's class and arguments that take the place of the folder's, if any."""
+    """How to sample an export. exchange: the scheduler's class and arguments that take the place of
+    the folder's, if any."""
 
     words: str
     steps: int
@@ -59,7 +66,10 @@ def _recipe(run: Run, made_for: int | None) -> Recipe:
         return Recipe(words, 2, ("LCMScheduler", f", original_inference_steps={many}"))
     steps = min(50, many)
     if converts(run.spec):
-        return Recipe("DDIM with timestep_spacing trailing follows its probability flow, in as many steps as you like.", steps)
+        return Recipe(
+            "DDIM with timestep_spacing trailing follows its probability flow, in as many steps as you like.",
+            steps,
+        )
     words = (
         f"DDIM with timestep_spacing trailing, here in {steps} steps; without the line of the scheduler it is DDPM, which "
         f"adds noise at every step and takes any number up to {many}."
@@ -68,11 +78,14 @@ def _recipe(run: Run, made_for: int | None) -> Recipe:
 
 
 def readme(run: Run, code: bool, what: str, made_for: int | None) -> str:
-    """code: whether the folder brings a pipeline of its own; what: the network, in words; made_for: see steps_made_for."""
+    """code: whether the folder brings a pipeline of its own; what: the network, in words; made_for:
+    see steps_made_for."""
     recipe = _recipe(run, made_for)
     swapped = recipe.exchange is not None
     pipeline = "DiffusionPipeline" if code else "DDPMPipeline" if swapped else "DDIMPipeline"
-    lines = [f"pipe = {pipeline}.from_pretrained(FOLDER{', trust_remote_code=True' if code else ''})"]
+    lines = [
+        f"pipe = {pipeline}.from_pretrained(FOLDER{', trust_remote_code=True' if code else ''})"
+    ]
     if recipe.exchange is not None:
         scheduler, arguments = recipe.exchange
         lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{arguments})")
@@ -83,7 +96,8 @@ def readme(run: Run, code: bool, what: str, made_for: int | None) -> str:
 
 
 def readme_as_published(run: Run, checkpoint: Checkpoint) -> str:
-    """Of a published checkpoint that came without one: network and scheduler by hand, which no pipeline need know."""
+    """Of a published checkpoint that came without one: network and scheduler by hand, which no
+    pipeline need know."""
     name = "transformer" if checkpoint.class_name == "DiTTransformer2DModel" else "unet"
     spec, scheduler = run.spec, json.loads(read_text(checkpoint.scheduler_file))["_class_name"]
     label = ", class_labels=label" if spec.num_classes else ""

@@ -1,4 +1,5 @@
-"""A model's path and prediction as diffusers' scheduler tells them, and how to get there from paths that it does not have."""
+"""A model's path and prediction as diffusers' scheduler tells them, and how to get there from paths
+that it does not have."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ def table_steps(spec: ModelSpec) -> int:
 
 
 def scheduler_config(spec: ModelSpec, model: Model) -> dict:
-    """The arguments of a DDPMScheduler for this model's path (rectified and trigonometric ones as trained_betas of 1000
-    entries, with no signal left at the last) and prediction."""
+    """The arguments of a DDPMScheduler for this model's path (rectified and trigonometric ones as
+    trained_betas of 1000 entries, with no signal left at the last) and prediction."""
     path, steps = spec.path, table_steps(spec)
     converted = converts(spec)
     config = {
@@ -38,13 +39,23 @@ def scheduler_config(spec: ModelSpec, model: Model) -> dict:
         return config | {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
     if path == "vp-cosine":
         return config | {"beta_schedule": "squaredcos_cap_v2"}
-    if isinstance(path, BetaTable) and path.schedule in ("sigmoid", "laplace"):  # which DDIMScheduler does not know by name
+    if isinstance(path, BetaTable) and path.schedule in (
+        "sigmoid",
+        "laplace",
+    ):  # which DDIMScheduler does not know by name
         return config | {"trained_betas": path.effective_betas().tolist()}
     if isinstance(path, BetaTable) and path.schedule != "given":
-        ends = {"beta_start": path.first, "beta_end": path.last, "rescale_betas_zero_snr": path.zero_terminal_snr}
+        ends = {
+            "beta_start": path.first,
+            "beta_end": path.last,
+            "rescale_betas_zero_snr": path.zero_terminal_snr,
+        }
         return config | {"beta_schedule": path.schedule, **ends}
     if isinstance(path, BetaTable):
-        return config | {"trained_betas": list(path.betas), "rescale_betas_zero_snr": path.zero_terminal_snr}
+        return config | {
+            "trained_betas": list(path.betas),
+            "rescale_betas_zero_snr": path.zero_terminal_snr,
+        }
     lam = model.path.lam(torch.arange(steps + 1, dtype=torch.float64) / steps)
     log_signal = -torch.nn.functional.softplus(-2 * lam)  # log alpha^2 once alpha^2 + sigma^2 = 1
     return config | {"trained_betas": (-torch.expm1(log_signal.diff())).tolist()}
@@ -52,13 +63,19 @@ def scheduler_config(spec: ModelSpec, model: Model) -> dict:
 
 def converts(spec: ModelSpec) -> bool:
     """Whether the network's output means nothing to diffusers as it is."""
-    return spec.path == "rectified" or spec.prediction not in THEIR_PREDICTION or spec.boundary_t_min is not None
+    return (
+        spec.path == "rectified"
+        or spec.prediction not in THEIR_PREDICTION
+        or spec.boundary_t_min is not None
+    )
 
 
 def conversion_table(model: Model, steps: int) -> Tensor:
-    """c_in, c_x, c_F [3, steps] float64 with v = c_x z + c_F F(c_in z), for z = x / sqrt(alpha^2 + sigma^2).
+    """c_in, c_x, c_F [3, steps] float64 with v = c_x z + c_F F(c_in z), for z = x / sqrt(alpha^2 +
+    sigma^2).
 
-    What the output means is affine in (F, x), so two readings of it tell all: of F = 1 alone and of x alone.
+    What the output means is affine in (F, x), so two readings of it tell all: of F = 1 alone and of
+    x alone.
 
     Raises:
         UserError: a prediction that is singular at a timestep.
@@ -66,7 +83,10 @@ def conversion_table(model: Model, steps: int) -> Tensor:
     t = (torch.arange(steps, dtype=torch.float64) + 1) / steps
     c = model.path.at(t)
     norm = (c.alpha.square() + c.sigma.square()).sqrt()
-    one, zero = torch.ones(steps, 1, dtype=torch.float64), torch.zeros(steps, 1, dtype=torch.float64)
+    one, zero = (
+        torch.ones(steps, 1, dtype=torch.float64),
+        torch.zeros(steps, 1, dtype=torch.float64),
+    )
     try:
         from_F, from_x = model.read(one, zero, t), model.read(zero, norm[:, None], t)
     except SingularTime as error:

@@ -1,4 +1,5 @@
-"""The Python files that an export carries: our U-Net for diffusers, and a pipeline. Nothing in them needs this repository."""
+"""The Python files that an export carries: our U-Net for diffusers, and a pipeline. Nothing in them
+needs this repository."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ def _sources(*things) -> str:
 
 
 def module_source() -> str:
-    """unet/modeling_fast_sampling.py: our U-Net's own source, and the class that diffusers calls."""
+    """unet/modeling_fast_sampling.py: our U-Net's own source, and the class that diffusers
+    calls."""
     from teachers.diffusers_format import module
 
     parts = (

@@ -1,4 +1,5 @@
-"""The GAN: penalties against finite differences, convergence where the game is known to need them, resuming to the bit."""
+"""The GAN: penalties against finite differences, convergence where the game is known to need them,
+resuming to the bit."""
 
 from __future__ import annotations
 
@@ -22,11 +23,15 @@ OPTIONS = dict(
 
 def test_penalty_is_the_squared_slope_of_the_critic():
     torch.manual_seed(0)
-    critic = Encoder(ConvolutionalConfig(widths=(4,), blocks=1), 1, 4, 3, 1, projection=True).double()
+    critic = Encoder(
+        ConvolutionalConfig(widths=(4,), blocks=1), 1, 4, 3, 1, projection=True
+    ).double()
     nn.init.normal_(critic.levels[0][1].conv2.weight)
     real, fake = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64)
     label = torch.tensor([0, 2])
-    given = critic_loss(critic, real, fake, label, 3.0) - critic_loss(critic, real, fake, label, 0.0)
+    given = critic_loss(critic, real, fake, label, 3.0) - critic_loss(
+        critic, real, fake, label, 0.0
+    )
 
     def slopes(x: torch.Tensor) -> torch.Tensor:
         h, total = 1e-5, torch.zeros(2, dtype=torch.float64)
@@ -34,7 +39,9 @@ def test_penalty_is_the_squared_slope_of_the_critic():
             step = torch.zeros(16, dtype=torch.float64)
             step[i] = h
             step = step.view(1, 1, 4, 4)
-            total += ((critic(x + step, label) - critic(x - step, label)).flatten() / (2 * h)).square()
+            total += (
+                (critic(x + step, label) - critic(x - step, label)).flatten() / (2 * h)
+            ).square()
         return total
 
     with torch.no_grad():
@@ -58,7 +65,9 @@ def dirac_game(gamma: float, steps: int = 3000, rate: float = 0.02) -> float:
     critic, theta = Line(), torch.tensor([[1.0]], dtype=torch.float64, requires_grad=True)
     real = torch.zeros(1, 1, dtype=torch.float64)
     for _ in range(steps):
-        (g_psi,) = torch.autograd.grad(critic_loss(critic, real, theta, None, gamma).sum(), critic.psi)
+        (g_psi,) = torch.autograd.grad(
+            critic_loss(critic, real, theta, None, gamma).sum(), critic.psi
+        )
         gap = critic(real, None).detach() - critic(theta, None)
         (g_theta,) = torch.autograd.grad(nn.functional.softplus(gap).sum(), theta)
         with torch.no_grad():
@@ -69,7 +78,9 @@ def dirac_game(gamma: float, steps: int = 3000, rate: float = 0.02) -> float:
 
 def test_penalised_game_converges_and_the_bare_one_does_not():
     assert dirac_game(1.0) < 1e-3
-    assert dirac_game(0.0) > 0.3  # circles, and comes closer only as fast as the discretised steps let it
+    assert (
+        dirac_game(0.0) > 0.3
+    )  # circles, and comes closer only as fast as the discretised steps let it
 
 
 def test_crash_and_resume_is_equal_to_the_bit(tmp_path):
@@ -94,7 +105,7 @@ def test_crash_and_resume_is_equal_to_the_bit(tmp_path):
 
 
 def test_price_counts_every_pass(tmp_path):
-    """A step a pair: generator without gradient 1, critic on both 2 x 3, both penalties 2 x 3, critic on the real without
-    gradient 1, generator 3, critic as a way to the generator 2."""
+    """A step a pair: generator without gradient 1, critic on both 2 x 3, both penalties 2 x 3,
+    critic on the real without gradient 1, generator 3, critic as a way to the generator 2."""
     trainer = train_tiny(tmp_path / "gan", "gan", images=64, **OPTIONS)
     assert trainer.evals == 64 * (1 + 6 + 6 + 1 + 3 + 2)

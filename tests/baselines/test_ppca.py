@@ -25,7 +25,9 @@ def test_fit_has_the_likelihood_and_covariance_of_scikit_learn():
     theirs = PCA(5, svd_solver="full").fit(x.numpy())
     # scikit-learn divides by N - 1 where the likelihood's maximum divides by N
     cov = torch.from_numpy(theirs.get_covariance()) * (len(x) - 1) / len(x)
-    ours = U @ torch.diag(scales.square() - rest.square()) @ U.T + rest.square() * torch.eye(12, dtype=torch.float64)
+    ours = U @ torch.diag(scales.square() - rest.square()) @ U.T + rest.square() * torch.eye(
+        12, dtype=torch.float64
+    )
     assert torch.allclose(ours, cov, rtol=1e-9, atol=1e-9)
     assert torch.allclose(mean, torch.from_numpy(theirs.mean_), rtol=1e-12)
 
@@ -43,7 +45,8 @@ def test_fit_refuses_more_directions_than_there_can_be():
 
 
 def test_trained_network_is_the_gaussian_of_each_class(tmp_path):
-    """The network is affine, so its Jacobian A gives the covariance A A^T exactly: compared with scikit-learn on the images."""
+    """The network is affine, so its Jacobian A gives the covariance A A^T exactly: compared with
+    scikit-learn on the images."""
     network = {"name": "affine", "latent": 6}
     train_tiny(tmp_path / "ppca", "ppca", own_network=network, log={"sampler": "jump", "steps": 1})
     run = load(tmp_path / "ppca")
@@ -61,12 +64,24 @@ def test_trained_network_is_the_gaussian_of_each_class(tmp_path):
         A = torch.autograd.functional.jacobian(generate, torch.zeros(64)).double()
         wanted = torch.from_numpy(theirs.get_covariance()) * (len(x) - 1) / len(x)
         assert torch.allclose(A @ A.T, wanted, atol=2e-5), float((A @ A.T - wanted).abs().max())
-        assert torch.allclose(generate(torch.zeros(64)).double(), torch.from_numpy(theirs.mean_), atol=1e-6)
+        assert torch.allclose(
+            generate(torch.zeros(64)).double(), torch.from_numpy(theirs.mean_), atol=1e-6
+        )
 
 
 def test_more_than_one_step_is_refused(tmp_path):
-    train_tiny(tmp_path / "ppca", "ppca", own_network={"name": "affine", "latent": 6}, log={"sampler": "jump", "steps": 1})
+    train_tiny(
+        tmp_path / "ppca",
+        "ppca",
+        own_network={"name": "affine", "latent": 6},
+        log={"sampler": "jump", "steps": 1},
+    )
     with pytest.raises(UserError, match="1 discrete times"):
         sample_images(load(tmp_path / "ppca"), "jump", 2, torch.arange(2), 0)
     with pytest.raises(UserError, match="log.steps=2"):
-        train_tiny(tmp_path / "other", "ppca", own_network={"name": "affine", "latent": 6}, log={"sampler": "jump", "steps": 2})
+        train_tiny(
+            tmp_path / "other",
+            "ppca",
+            own_network={"name": "affine", "latent": 6},
+            log={"sampler": "jump", "steps": 2},
+        )

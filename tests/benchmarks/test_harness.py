@@ -1,4 +1,5 @@
-"""The harness's benchmark sees what a point costs: a harness that samples twice is measured at twice the bare loop."""
+"""The harness's benchmark sees what a point costs: a harness that samples twice is measured at
+twice the bare loop."""
 
 from __future__ import annotations
 
@@ -11,7 +12,17 @@ from tests.helpers.tiny import train_tiny
 
 def ratio_of(capsys, run, *options: str) -> float:
     capsys.readouterr()
-    code, errors = run_script("benchmarks.harness", str(run), "--steps", "20", "--n", "200", "--metrics-n", "300", *options)
+    code, errors = run_script(
+        "benchmarks.harness",
+        str(run),
+        "--steps",
+        "20",
+        "--n",
+        "200",
+        "--metrics-n",
+        "300",
+        *options,
+    )
     assert code == 0, errors
     out = capsys.readouterr().out
     assert {"distance", "bootstrap", "kid", "precision and recall", "all of a row"} <= set(

@@ -40,7 +40,9 @@ def _write(folder, name: str, text: str):
 
 def test_files_over_base_files_over_overrides(tmp_path):
     _write(tmp_path, "base.yaml", "run: bottom\nnet: {widths: [1, 2], dropout: 0.5}\nnote: kept\n")
-    _write(tmp_path, "shared/middle.yaml", "base: ../base.yaml\nrun: middle\noptimizer: {lr: 1e-3}\n")
+    _write(
+        tmp_path, "shared/middle.yaml", "base: ../base.yaml\nrun: middle\noptimizer: {lr: 1e-3}\n"
+    )
     top = _write(tmp_path, "top.yaml", "base: shared/middle.yaml\nnet:\n  dropout: 0.1\n")
     assert read_config(top) == {
         "run": "middle",
@@ -48,15 +50,28 @@ def test_files_over_base_files_over_overrides(tmp_path):
         "optimizer": {"lr": 1e-3},
         "note": "kept",
     }
-    overrides = ["net.widths=[8,16,32]", "optimizer.lr=5e-5", "run=a=b", "note=null", "optimizer.name=sgd"]
+    overrides = [
+        "net.widths=[8,16,32]",
+        "optimizer.lr=5e-5",
+        "run=a=b",
+        "note=null",
+        "optimizer.name=sgd",
+    ]
     config = _parse(read_config(top, overrides))
     assert config.net == Net(widths=(8, 16, 32), dropout=0.1)
-    assert config.optimizer == Optimizer(lr=5e-5, name="sgd") and config.run == "a=b" and config.note is None
+    assert (
+        config.optimizer == Optimizer(lr=5e-5, name="sgd")
+        and config.run == "a=b"
+        and config.note is None
+    )
 
 
 def test_the_order_of_overrides_loses_none(tmp_path):
     path = _write(tmp_path, "c.yaml", "run: x\noptimizer: {name: adamw, lr: 1.0}\n")
-    for overrides in (["optimizer.lr=2.0", "optimizer.name=sgd"], ["optimizer.name=sgd", "optimizer.lr=2.0"]):
+    for overrides in (
+        ["optimizer.lr=2.0", "optimizer.name=sgd"],
+        ["optimizer.name=sgd", "optimizer.lr=2.0"],
+    ):
         assert read_config(path, overrides)["optimizer"] == {"name": "sgd", "lr": 2.0}
     assert read_config(path, ["run=y", "run=z"])["run"] == "z"
 
@@ -64,12 +79,16 @@ def test_the_order_of_overrides_loses_none(tmp_path):
 def test_another_name_replaces_its_section(tmp_path):
     """A section of another kind does not inherit options that only the first kind has."""
     _write(tmp_path, "base.yaml", "method: {name: a, only_a: 1}\n")
-    assert read_config(_write(tmp_path, "b.yaml", "base: base.yaml\nmethod: {name: b}\n")) == {"method": {"name": "b"}}
+    assert read_config(_write(tmp_path, "b.yaml", "base: base.yaml\nmethod: {name: b}\n")) == {
+        "method": {"name": "b"}
+    }
     same = _write(tmp_path, "a.yaml", "base: base.yaml\nmethod: {name: a, more: 2}\n")
     assert read_config(same) == {"method": {"name": "a", "only_a": 1, "more": 2}}
 
 
-@pytest.mark.parametrize("text, value", [("1e-4", 1e-4), ("1E4", 1e4), ("-2e3", -2e3), ("3.5e+2", 350.0), ("2", 2.0)])
+@pytest.mark.parametrize(
+    "text, value", [("1e-4", 1e-4), ("1E4", 1e4), ("-2e3", -2e3), ("3.5e+2", 350.0), ("2", 2.0)]
+)
 def test_numbers(tmp_path, text, value):
     """YAML 1.1 reads 1e-4 as a string."""
     path = _write(tmp_path, "c.yaml", f"run: x\noptimizer:\n  lr: {text}\n")
@@ -79,16 +98,31 @@ def test_numbers(tmp_path, text, value):
 
 
 def test_a_string_stays_a_string(tmp_path):
-    assert read_config(_write(tmp_path, "c.yaml", "run: e5\nnote: '1e-4'\n")) == {"run": "e5", "note": "1e-4"}
+    assert read_config(_write(tmp_path, "c.yaml", "run: e5\nnote: '1e-4'\n")) == {
+        "run": "e5",
+        "note": "1e-4",
+    }
 
 
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"run": "x", "optimiser": {}}, r"test.yaml: unknown key 'optimiser' \(did you mean 'optimizer'\?\)"),
-        ({"run": "x", "optimizer": {"lrr": 1.0}}, r"unknown key 'optimizer.lrr' \(did you mean 'lr'\?\)"),
-        ({"run": "x", "net": {"drop_out": 1.0}}, r"unknown key 'net.drop_out' \(did you mean 'dropout'\?\)"),
-        ({"run": "x", "stages": [{}, {"nme": "sgd"}]}, r"unknown key 'stages.1.nme' \(did you mean 'name'\?\)"),
+        (
+            {"run": "x", "optimiser": {}},
+            r"test.yaml: unknown key 'optimiser' \(did you mean 'optimizer'\?\)",
+        ),
+        (
+            {"run": "x", "optimizer": {"lrr": 1.0}},
+            r"unknown key 'optimizer.lrr' \(did you mean 'lr'\?\)",
+        ),
+        (
+            {"run": "x", "net": {"drop_out": 1.0}},
+            r"unknown key 'net.drop_out' \(did you mean 'dropout'\?\)",
+        ),
+        (
+            {"run": "x", "stages": [{}, {"nme": "sgd"}]},
+            r"unknown key 'stages.1.nme' \(did you mean 'name'\?\)",
+        ),
         ({"run": "x", "net": {"qqq": 1}}, r"unknown key 'net.qqq' \(known: dropout, widths\)"),
         ({}, "key 'run' is missing"),
         ({"run": 3}, "run: .*string.*got 3"),
@@ -96,7 +130,10 @@ def test_a_string_stays_a_string(tmp_path):
         ({"run": "x", "optimizer": {"lr": True}}, "optimizer.lr"),
         ({"run": "x", "optimizer": {"lr": "0.1"}}, "optimizer.lr"),
         ({"run": "x", "net": {"widths": [64, 1.5]}}, "net.widths.1: .*integer.*got 1.5"),
-        ({"run": "x", "optimizer": {"name": "adam"}}, "optimizer.name: .*'adamw' or 'sgd'.*got 'adam'"),
+        (
+            {"run": "x", "optimizer": {"name": "adam"}},
+            "optimizer.name: .*'adamw' or 'sgd'.*got 'adam'",
+        ),
         ({"run": "x", "net": [1]}, "net: "),
     ],
 )
@@ -148,14 +185,19 @@ def test_frozen():
 
 
 def test_the_resolved_config_is_the_config(tmp_path):
-    config = _parse({"run": "x", "net": {"widths": [3]}, "optimizer": {"lr": 1e-5}, "stages": [{"name": "sgd"}]})
+    config = _parse(
+        {"run": "x", "net": {"widths": [3]}, "optimizer": {"lr": 1e-5}, "stages": [{"name": "sgd"}]}
+    )
     again = _parse(read_config(_write(tmp_path, "resolved.yaml", dump_config(config))))
     assert again == config and config_sha256(again) == config_sha256(config)
 
 
 def test_hash():
-    """Of the values, however they were written; a known value, so that it stays what published results carry."""
+    """Of the values, however they were written; a known value, so that it stays what published
+    results carry."""
     a = _parse({"run": "x", "optimizer": {"lr": 1e-3}})
-    assert config_sha256(a) == config_sha256(_parse({"optimizer": {"lr": 0.001, "name": "adamw"}, "run": "x", "note": None}))
+    assert config_sha256(a) == config_sha256(
+        _parse({"optimizer": {"lr": 0.001, "name": "adamw"}, "run": "x", "note": None})
+    )
     assert config_sha256(a) != config_sha256(_parse({"run": "x", "optimizer": {"lr": 2e-3}}))
     assert config_sha256(a) == "019f54f275f9aa5e6385f20f5cca04867c655055ebfe299eec042f33005ff11e"

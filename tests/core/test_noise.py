@@ -1,4 +1,5 @@
-"""Philox against Random123's known answers; the numbers made of it against the distributions they claim."""
+"""Philox against Random123's known answers; the numbers made of it against the distributions they
+claim."""
 
 import itertools
 
@@ -11,15 +12,30 @@ from core.noise import Noise, philox
 
 # kat_vectors of Random123 1.14 for philox4x32, 10 rounds: counter, key, result
 KNOWN_ANSWERS = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
 @pytest.mark.parametrize("counter, key, result", KNOWN_ANSWERS)
 def test_known_answers(counter, key, result):
-    words = philox(tuple(torch.tensor([int(w, 16)]) for w in counter.split()), tuple(int(w, 16) for w in key.split()))
+    words = philox(
+        tuple(torch.tensor([int(w, 16)]) for w in counter.split()),
+        tuple(int(w, 16) for w in key.split()),
+    )
     assert [f"{int(w):08x}" for w in words] == result.split()
 
 
@@ -49,7 +65,9 @@ def test_elements_are_uncorrelated():
     for power in (1, 2):
         correlation = np.corrcoef(z.T**power) - np.eye(64)
         assert np.abs(correlation).max() < 5 / np.sqrt(4000)
-        assert correlation[np.triu_indices(64, 1)].std() == pytest.approx(1 / np.sqrt(4000), rel=0.1)
+        assert correlation[np.triu_indices(64, 1)].std() == pytest.approx(
+            1 / np.sqrt(4000), rel=0.1
+        )
 
 
 def test_integers_are_uniform():
@@ -60,7 +78,8 @@ def test_integers_are_uniform():
 
 
 def test_addresses_are_independent():
-    """Numbers that differ in any part of the address are unrelated; the same address gives the same numbers."""
+    """Numbers that differ in any part of the address are unrelated; the same address gives the same
+    numbers."""
     indices = torch.arange(20_000)
 
     def z(seed=0, stream="a", step=0, offset=0):
@@ -68,11 +87,21 @@ def test_addresses_are_independent():
 
     base = z()
     assert (base == z()).all()
-    others = [z(seed=1), z(seed=-1), z(stream="b"), z(step=1), z(step=2), z(offset=2**32), z(offset=2**40)]
+    others = [
+        z(seed=1),
+        z(seed=-1),
+        z(stream="b"),
+        z(step=1),
+        z(step=2),
+        z(offset=2**32),
+        z(offset=2**40),
+    ]
     for a, b in itertools.combinations([base, *others], 2):
         assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(len(base))
         assert abs(np.corrcoef(a**2, b**2)[0, 1]) < 5 / np.sqrt(len(base))
-    assert abs(np.corrcoef(base[:-1], base[1:])[0, 1]) < 5 / np.sqrt(len(base))  # neighbouring samples
+    assert abs(np.corrcoef(base[:-1], base[1:])[0, 1]) < 5 / np.sqrt(
+        len(base)
+    )  # neighbouring samples
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])

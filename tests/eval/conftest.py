@@ -1,4 +1,5 @@
-"""What the tests of the sweep share: a tiny teacher, a cache of references, and the rows of a sweep without incidents."""
+"""What the tests of the sweep share: a tiny teacher, a cache of references, and the rows of a sweep
+without incidents."""
 
 from __future__ import annotations
 

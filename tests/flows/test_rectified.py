@@ -1,4 +1,5 @@
-"""Rectified flow finds the known velocity between Gaussians; its pairs and its distillation keep their promises."""
+"""Rectified flow finds the known velocity between Gaussians; its pairs and its distillation keep
+their promises."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from tests.helpers.tiny import train_tiny
 
 
 def test_learned_velocity_between_gaussians_is_the_known_one():
-    """For x0 ~ N(m, s^2) and eps ~ N(0, 1): u(x, t) = -m + (t - (1 - t) s^2) / ((1 - t)^2 s^2 + t^2) (x - (1 - t) m)."""
+    """For x0 ~ N(m, s^2) and eps ~ N(0, 1): u(x, t) = -m + (t - (1 - t) s^2) / ((1 - t)^2 s^2 +
+    t^2) (x - (1 - t) m)."""
     torch.manual_seed(0)
     method = RectifiedFlow.__new__(RectifiedFlow)
     method.config = RectifiedFlowConfig(name="rectified-flow")
@@ -48,7 +50,9 @@ def test_learned_velocity_between_gaussians_is_the_known_one():
         variance = (1 - time) ** 2 * STD**2 + time**2
         known = -MEAN + (time - (1 - time) * STD**2) / variance * (x - (1 - time) * MEAN)
         with torch.no_grad():
-            assert float((method.model.u(x, t) - known).square().mean().sqrt()) < 0.05 * float(known.std())
+            assert float((method.model.u(x, t) - known).square().mean().sqrt()) < 0.05 * float(
+                known.std()
+            )
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,8 @@ def test_learned_velocity_between_gaussians_is_the_known_one():
         (
             TimeConfig(name="logit-normal", mean=-0.5, std=1.2),
             lambda t: (
-                math.exp(-0.5 * ((math.log(t / (1 - t)) + 0.5) / 1.2) ** 2) / (1.2 * math.sqrt(2 * math.pi) * t * (1 - t))
+                math.exp(-0.5 * ((math.log(t / (1 - t)) + 0.5) / 1.2) ** 2)
+                / (1.2 * math.sqrt(2 * math.pi) * t * (1 - t))
             ),
         ),
         (
@@ -88,7 +93,8 @@ def test_pairs_are_noise_and_where_the_flow_takes_it(flow, tmp_path):
     source = PairSource(tmp_path / "p", seed=0)
     batch = source.draw(torch.arange(20), torch.device("cpu"))
     assert sorted(source.index[source.order(torch.arange(20))].tolist()) == list(range(20))
-    # carry the batch's own noise through the flow once more, by hand: Heun in t with the last step Euler
+    # carry the batch's own noise through the flow once more, by hand: Heun in t with the last step
+    # Euler
     x, times = batch.eps, [1.0, 2 / 3, 1 / 3, 0.0]
     with torch.no_grad():
         for a, b in itertools.pairwise(times):
@@ -128,7 +134,8 @@ def test_pairs_resume_and_refuse_what_is_broken(flow, tmp_path):
 
 
 def test_one_step_distillation_learns_the_stored_coupling(flow, tmp_path):
-    """After distillation one step from stored noise is far closer to its partner than the flow's own single step."""
+    """After distillation one step from stored noise is far closer to its partner than the flow's
+    own single step."""
     generate_pairs(flow, tmp_path / "p", count=64, sampler="ddim", steps=8, seed=5)
     folder = tmp_path / "student"
     train_tiny(
@@ -149,5 +156,6 @@ def test_one_step_distillation_learns_the_stored_coupling(flow, tmp_path):
     assert error(student) < 0.5 * error(flow), (error(student), error(flow))
     assert student.train_evals > 12_800 * 3  # the pairs' own price is on the bill
     assert torch.equal(
-        sample_images(student, "ddim", 1, torch.arange(4), seed=0), sample_images(student, "euler", 1, torch.arange(4), seed=0)
+        sample_images(student, "ddim", 1, torch.arange(4), seed=0),
+        sample_images(student, "euler", 1, torch.arange(4), seed=0),
     )

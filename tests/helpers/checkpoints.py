@@ -32,7 +32,9 @@ DIT = {
 }
 
 
-def save_checkpoint(folder: Path, scheduler="DDPMScheduler", scheduler_config: dict | None = None, **unet) -> Path:
+def save_checkpoint(
+    folder: Path, scheduler="DDPMScheduler", scheduler_config: dict | None = None, **unet
+) -> Path:
     """A DDPMPipeline of a UNet2DModel with these values beside UNET's and the scheduler's."""
     torch.manual_seed(0)
     model = diffusers.UNet2DModel(**(UNET | unet))

@@ -31,7 +31,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def refused(folder: Path, name: str, *arguments: str) -> str:
-    """Runs the script and checks: exit code 2, one line on stderr, no file in `folder` changed. Returns that line."""
+    """Runs the script and checks: exit code 2, one line on stderr, no file in `folder` changed.
+    Returns that line."""
     before = tree(folder)
     code, errors = run_script(name, *arguments)
     assert code == 2, (code, errors)

@@ -11,7 +11,11 @@ from core.diffusion.paths import Path
 from core.diffusion.predictions import Denoised
 from teachers.exact import mixture_model
 
-MEANS, STDS, WEIGHTS = np.array([-1.0, 0.2, 1.5]), np.array([0.3, 0.4, 0.6]), np.array([0.5, 0.2, 0.3])
+MEANS, STDS, WEIGHTS = (
+    np.array([-1.0, 0.2, 1.5]),
+    np.array([0.3, 0.4, 0.6]),
+    np.array([0.5, 0.2, 0.3]),
+)
 MEAN = float(WEIGHTS @ MEANS)
 STD = float((WEIGHTS @ (STDS**2 + MEANS**2) - MEAN**2) ** 0.5)
 
@@ -24,8 +28,12 @@ class GaussianDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor) -> Denoised:
         c = self.path.at(t)
-        eps = c.sigma * (x - c.alpha * self.mean) / (c.alpha**2 * self.std**2 + c.sigma**2)  # -sigma times the score
-        x0 = self.mean + c.alpha * self.std**2 * (x - c.alpha * self.mean) / (c.alpha**2 * self.std**2 + c.sigma**2)
+        eps = (
+            c.sigma * (x - c.alpha * self.mean) / (c.alpha**2 * self.std**2 + c.sigma**2)
+        )  # -sigma times the score
+        x0 = self.mean + c.alpha * self.std**2 * (x - c.alpha * self.mean) / (
+            c.alpha**2 * self.std**2 + c.sigma**2
+        )
         return Denoised(x0, eps)
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +49,9 @@ class GaussianDenoiser:
 
 def mixture(path: Path):
     """A Model that denoises the mixture MEANS, STDS, WEIGHTS exactly, in one dimension."""
-    return mixture_model(path, torch.tensor(MEANS)[:, None], torch.tensor(STDS), torch.tensor(WEIGHTS))
+    return mixture_model(
+        path, torch.tensor(MEANS)[:, None], torch.tensor(STDS), torch.tensor(WEIGHTS)
+    )
 
 
 def mixture_cdf(x: np.ndarray) -> np.ndarray:
@@ -49,10 +59,11 @@ def mixture_cdf(x: np.ndarray) -> np.ndarray:
 
 
 def mixture_flow(path: Path, x: np.ndarray, t: float, s: float) -> np.ndarray:
-    """x [B] carried from t to s by the mixture's probability flow, integrated by scipy to ten digits.
+    """x [B] carried from t to s by the mixture's probability flow, integrated by scipy to ten
+    digits.
 
-    In straight coordinates y = x / (alpha + sigma), w = sigma / (alpha + sigma), where all paths are one:
-    dy/dw = eps - x0 with eps = -w d log p(y) / dy.
+    In straight coordinates y = x / (alpha + sigma), w = sigma / (alpha + sigma), where all paths
+    are one: dy/dw = eps - x0 with eps = -w d log p(y) / dy.
     """
 
     def coordinates(time: float) -> tuple[float, float]:
@@ -68,7 +79,9 @@ def mixture_flow(path: Path, x: np.ndarray, t: float, s: float) -> np.ndarray:
         return -w * score - x0
 
     (scale_t, w_t), (scale_s, w_s) = coordinates(t), coordinates(s)
-    solution = integrate.solve_ivp(slope, (w_t, w_s), x / scale_t, method="DOP853", rtol=1e-11, atol=1e-12)
+    solution = integrate.solve_ivp(
+        slope, (w_t, w_s), x / scale_t, method="DOP853", rtol=1e-11, atol=1e-12
+    )
     return scale_s * solution.y[:, -1]
 
 

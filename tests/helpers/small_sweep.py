@@ -25,7 +25,9 @@ def config(run: Path, out: Path, cache: str, entry: dict | None = None, **change
         "batch_size": 16,
         "device": "cpu",
         "cache": cache,
-        "entries": [{"run": str(run), "samplers": ["ddim", "heun"], "steps": [1, 3], **(entry or {})}],
+        "entries": [
+            {"run": str(run), "samplers": ["ddim", "heun"], "steps": [1, 3], **(entry or {})}
+        ],
     }
     return parse(SweepConfig, values | changes, "test")
 

@@ -40,7 +40,13 @@ def tiny_config(
         "ema": {"half_life": 320},
         "budget": {"images": images},
         "train": {"batch_size": 64},
-        "log": {"metrics_every": 320, "samples_every": 10**9, "checkpoint_every": 320, "samples": 10, "steps": 2},
+        "log": {
+            "metrics_every": 320,
+            "samples_every": 10**9,
+            "checkpoint_every": 320,
+            "samples": 10,
+            "steps": 2,
+        },
     }
     if not copies:
         chosen = own_network or {**NETWORK, **(network or {})}
@@ -56,7 +62,10 @@ def train_tiny(folder: Path | str, name: str = "ddpm", **options) -> Trainer:
     cls = method_class(name)
     config = parse_run_config(values, cls, "test")
     accelerator = Accelerator(cpu=True)
-    method = cls(config.method, Context(config.data, config.model, config.train.seed, accelerator.device, load))
+    method = cls(
+        config.method,
+        Context(config.data, config.model, config.train.seed, accelerator.device, load),
+    )
     trainer = Trainer(config, method, accelerator)
     trainer.run()
     return trainer

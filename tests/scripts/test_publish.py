@@ -21,9 +21,14 @@ def publish(*folders: Path) -> subprocess.CompletedProcess:
 
 
 def test_what_is_published_belongs_to_the_rows(tmp_path):
-    """Samples of the rows and configs of the runs arrive; pictures of an earlier publication and of other weights do not stay."""
+    """Samples of the rows and configs of the runs arrive; pictures of an earlier publication and of
+    other weights do not stay."""
     source, out = tmp_path / "runs", tmp_path / "results"
-    rows = [row for row in map(json.loads, (DIGITS / "curves.jsonl").read_text().splitlines()) if row["steps"] in (None, 1, 2)]
+    rows = [
+        row
+        for row in map(json.loads, (DIGITS / "curves.jsonl").read_text().splitlines())
+        if row["steps"] in (None, 1, 2)
+    ]
     (source / "samples").mkdir(parents=True)
     (source / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     names = {row["samples"] for row in rows if row.get("samples")}
@@ -37,7 +42,9 @@ def test_what_is_published_belongs_to_the_rows(tmp_path):
         (out / name).touch()
     done = publish(source, out)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert {f"samples/{file.name}" for file in (out / "samples").iterdir()} == names and len(names) > 5
+    assert {f"samples/{file.name}" for file in (out / "samples").iterdir()} == names and len(
+        names
+    ) > 5
     assert [file.name for file in (out / "configs").iterdir()] == ["teacher.yaml"]
     assert not (out / "curves-of-another-protocol.png").exists() and (out / "notes.md").exists()
     for name in ("curves.png", "seconds.png", "samples.png", "table.md", "report.html"):
@@ -45,23 +52,35 @@ def test_what_is_published_belongs_to_the_rows(tmp_path):
 
 
 def test_solvers_are_drawn_with_those_of_the_curve(tmp_path):
-    """Their folder holds their rows alone, and pictures and a table of these and of the curve's rows of that run and protocol."""
+    """Their folder holds their rows alone, and pictures and a table of these and of the curve's
+    rows of that run and protocol."""
     source, out = tmp_path / "runs", tmp_path / "results"
-    rows = [row for row in map(json.loads, (DIGITS / "curves.jsonl").read_text().splitlines()) if row["steps"] in (None, 1, 4)]
+    rows = [
+        row
+        for row in map(json.loads, (DIGITS / "curves.jsonl").read_text().splitlines())
+        if row["steps"] in (None, 1, 4)
+    ]
     teacher = [row for row in rows if row["run"] == "teacher" and row["sampler"] == "unipc"]
     (source / "solvers").mkdir(parents=True)
     (source / "teacher").mkdir()
     (source / "teacher" / "config.yaml").write_text("run: teacher\n")
     other = [row | {"sampler": "ddim", "extractor": "inception-v3-compat"} for row in teacher]
-    for folder, some in ((source, [row for row in rows if row not in teacher] + other), (source / "solvers", teacher)):
-        (folder / "curves.jsonl").write_text("".join(json.dumps(row | {"samples": None}) + "\n" for row in some))
+    for folder, some in (
+        (source, [row for row in rows if row not in teacher] + other),
+        (source / "solvers", teacher),
+    ):
+        (folder / "curves.jsonl").write_text(
+            "".join(json.dumps(row | {"samples": None}) + "\n" for row in some)
+        )
     done = publish(source, out)
     assert done.returncode == 0, done.stderr[-2000:]
     table = (out / "solvers" / "table.md").read_text()
     assert "| ddpm unipc |" in table and "| ddpm heun |" in table and "floor" in table
     assert not any(word in table for word in ("consistency", "progressive", "inception"))
     assert "unipc" not in (out / "table.md").read_text()
-    assert (out / "solvers" / "curves.png").is_file() and not (out / "solvers" / "samples.png").exists()
+    assert (out / "solvers" / "curves.png").is_file() and not (
+        out / "solvers" / "samples.png"
+    ).exists()
     (source / "solvers" / "curves.jsonl").unlink()  # of an earlier publication
     assert publish(source, out).returncode == 0 and not (out / "solvers").exists()
 

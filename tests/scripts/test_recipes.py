@@ -1,4 +1,5 @@
-"""Every recipe of every data set, as its config stands, for a few images on a tiny network: teacher to measured curve."""
+"""Every recipe of every data set, as its config stands, for a few images on a tiny network: teacher
+to measured curve."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 class Brightness(Extractor):
-    """Stands in for Inception, whose weights the tests do not have: 8 random projections of the pixels."""
+    """Stands in for Inception, whose weights the tests do not have: 8 random projections of the
+    pixels."""
 
     metric_name = "FID"
 
@@ -29,7 +31,11 @@ class Brightness(Extractor):
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         pixels = images.flatten(1).float()
-        return pixels @ torch.randn(pixels.shape[1], 8, generator=torch.Generator().manual_seed(0)) / 255
+        return (
+            pixels
+            @ torch.randn(pixels.shape[1], 8, generator=torch.Generator().manual_seed(0))
+            / 255
+        )
 
 
 @pytest.mark.parametrize("recipe", ["teacher", "flow", "vae", "gan"])
@@ -37,7 +43,9 @@ def test_networks_on_cifar10_are_as_large_as_their_files_say(recipe):
     """The recipes below are tried with small ones."""
     file = CONFIGS / "cifar10" / f"{recipe}.yaml"
     values = read_config(file)
-    network = parse_run_config(values, method_class(values["method"]["name"]), str(file)).model.network.build(3, 32, 0)
+    network = parse_run_config(
+        values, method_class(values["method"]["name"]), str(file)
+    ).model.network.build(3, 32, 0)
     said = re.search(r"(\d+) M\s(?:# )?parameters", file.read_text())[1]
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == int(said)
 
@@ -66,10 +74,21 @@ def test_recipes(dataset, tmp_path, monkeypatch):
     def train(recipe: str, *overrides: str, images: int = 64) -> None:
         file = configs / f"{recipe}.yaml"
         run = f"run={runs}/{recipe.replace('_', '-')}"
-        succeeds("train", file, run, f"budget.images={images}", "budget.evals=null", *common, *overrides, "--cpu")
+        succeeds(
+            "train",
+            file,
+            run,
+            f"budget.images={images}",
+            "budget.evals=null",
+            *common,
+            *overrides,
+            "--cpu",
+        )
 
     train("teacher", *small)
-    train("progressive", f"method.teacher={runs}/teacher", "method.start_steps=16", images=448)  # 7 shares of 64
+    train(
+        "progressive", f"method.teacher={runs}/teacher", "method.start_steps=16", images=448
+    )  # 7 shares of 64
     train("consistency", f"method.teacher={runs}/teacher")
     train("flow", *small)
     pairs = ["--count", "32", "--steps", "2", "--shard", "16"]
@@ -77,13 +96,20 @@ def test_recipes(dataset, tmp_path, monkeypatch):
     train("reflow", f"method.init={runs}/flow", f"method.pairs={runs}/flow-pairs")
     succeeds("pairs", runs / "reflow", "--out", runs / "reflow-pairs", *pairs)
     for baseline in ("ppca", "vae", "gan"):
-        narrow = [f"model.network.widths={depth}", "model.network.blocks=1"] if baseline != "ppca" else []
-        critic = [f"method.critic.widths={depth}", "method.critic.blocks=1"] if baseline == "gan" else []
+        narrow = (
+            [f"model.network.widths={depth}", "model.network.blocks=1"]
+            if baseline != "ppca"
+            else []
+        )
+        critic = (
+            [f"method.critic.widths={depth}", "method.critic.blocks=1"] if baseline == "gan" else []
+        )
         latent = [] if baseline != "ppca" else ["model.network.latent=2"]
         train(baseline, *narrow, *critic, *latent, "log.sampler=jump")
     train("distilled_flow", f"method.init={runs}/reflow", f"method.pairs={runs}/reflow-pairs")
 
-    # the published curves' configs, at a few images, and for the sake of time only the points of few steps
+    # the published curves' configs, at a few images, and for the sake of time only the points of
+    # few steps
     import eval.sweep.run
 
     def short_plan(config, device, plan=eval.sweep.run.plan):
@@ -91,7 +117,14 @@ def test_recipes(dataset, tmp_path, monkeypatch):
         return [t for t in tasks if t.steps <= 4] or tasks[:1]
 
     monkeypatch.setattr(eval.sweep.run, "plan", short_plan)
-    curve = ["n=8", "sets=1", "bootstrap=2", f"runs={runs}", f"out={tmp_path}/curves.jsonl", f"cache={tmp_path}/cache"]
+    curve = [
+        "n=8",
+        "sets=1",
+        "bootstrap=2",
+        f"runs={runs}",
+        f"out={tmp_path}/curves.jsonl",
+        f"cache={tmp_path}/cache",
+    ]
     for file in sorted(configs.glob("curve*.yaml")):
         succeeds("evaluate", file, *curve)
     rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
@@ -107,8 +140,13 @@ def test_recipes(dataset, tmp_path, monkeypatch):
     }
     assert ("floor" in {r["method"] for r in rows}) == (dataset != "cifar10")
     nfe = {(r["run"], r["sampler"], r["steps"]): r["nfe"] for r in rows}
-    assert nfe["teacher", "ddim", 4] == 4 and nfe["teacher", "heun", 4] == 7 and nfe["distilled-flow", "euler", 1] == 1
+    assert (
+        nfe["teacher", "ddim", 4] == 4
+        and nfe["teacher", "heun", 4] == 7
+        and nfe["distilled-flow", "euler", 1] == 1
+    )
     prices = {r["run"]: r["train_evals"] for r in rows if r["steps"] == 1}
-    # PD: 3 for the student and 2 for its teacher an image, and its 1-step student is the end of all five stages
+    # PD: 3 for the student and 2 for its teacher an image, and its 1-step student is the end of all
+    # five stages
     assert prices["teacher"] == 3 * 64 and prices["progressive"] == 5 * 448
     assert prices["reflow"] == 3 * 64 + 32 * 3  # Heun in 2 steps costs 3

@@ -1,8 +1,8 @@
 """Progressive and consistency distillation of an exact teacher reach the exact flow map.
 
-The data are Gaussian, so the teacher's denoiser and its probability flow are known in closed form, and the flow map is
-affine in x. The student's network is affine in x with coefficients that are a small function of t: it can represent the
-answer, and whether it finds it is up to the method.
+The data are Gaussian, so the teacher's denoiser and its probability flow are known in closed form,
+and the flow map is affine in x. The student's network is affine in x with coefficients that are a
+small function of t: it can represent the answer, and whether it finds it is up to the method.
 """
 
 from __future__ import annotations
@@ -65,10 +65,13 @@ def train(method, stage: int, iterations: int, first: int, lr: float = 3e-3) -> 
 
 
 def one_step_error(model: Model, path_name: str, x: Tensor) -> float:
-    """RMS of the student's one-step jump against the exact flow from t = 1 to 0, in units of the data's spread."""
+    """RMS of the student's one-step jump against the exact flow from t = 1 to 0, in units of the
+    data's spread."""
     path = make_path(path_name)
     one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    exact = gaussian_flow(path, x.double(), one, zero, torch.full(SHAPE, MEAN, dtype=torch.float64), STD)
+    exact = gaussian_flow(
+        path, x.double(), one, zero, torch.full(SHAPE, MEAN, dtype=torch.float64), STD
+    )
     with torch.no_grad():
         return float((model.x0(x, one) - exact).square().mean().sqrt()) / STD
 
@@ -82,7 +85,9 @@ def test_progressive_distillation_reaches_the_exact_flow_map(monkeypatch, path):
     stages = method.stages()
     assert [s.name for s in stages] == [f"{2 * n} to {n} steps" for n in (32, 16, 8, 4, 2, 1)]
     for k in range(len(stages)):
-        if k == 1:  # from here on the teachers are former students, which have the students' network
+        if (
+            k == 1
+        ):  # from here on the teachers are former students, which have the students' network
             method.teacher = Model(AffineInX(), method.model.path, "v").requires_grad_(False)
         method.begin_stage(k, method.model.network)
         train(method, k, 400, first=1000 * k)
@@ -93,7 +98,8 @@ def test_progressive_distillation_reaches_the_exact_flow_map(monkeypatch, path):
 
 
 def test_progressive_target_is_two_ddim_steps_in_one():
-    """Algorithm 2's x~ has the defining property: one DDIM step from (z_t, x~) lands where two teacher steps did."""
+    """Algorithm 2's x~ has the defining property: one DDIM step from (z_t, x~) lands where two
+    teacher steps did."""
     teacher = exact_teacher("vp-cosine")
     method = Progressive.__new__(Progressive)
     method.teacher = teacher
@@ -109,14 +115,19 @@ def test_progressive_target_is_two_ddim_steps_in_one():
         guess, eps = teacher.denoised(middle, half)
         landed = path.alpha(end) * guess + path.sigma(end) * eps
         eps_tilde = (zi - path.alpha(now) * x0[i]) / path.sigma(now)
-        assert torch.allclose(path.alpha(end) * x0[i] + path.sigma(end) * eps_tilde, landed, atol=1e-10)
+        assert torch.allclose(
+            path.alpha(end) * x0[i] + path.sigma(end) * eps_tilde, landed, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize(
     ("path", "options"),
     [
         ("vp-cosine", {"solver": "heun", "steps_start": 8, "steps_end": 32}),
-        ("trigonometric", {"solver": "euler", "steps_start": 16, "steps_end": 64, "target_half_life": 2000.0}),
+        (
+            "trigonometric",
+            {"solver": "euler", "steps_start": 16, "steps_end": 64, "target_half_life": 2000.0},
+        ),
     ],
 )
 def test_consistency_distillation_reaches_the_exact_flow_map(monkeypatch, path, options):
@@ -158,18 +169,34 @@ class Predicts(nn.Module):
         super().__init__()
         self.kind, self.exact = kind, exact_teacher(path)
 
-    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
         return from_denoised(self.kind, *self.exact.denoised(x, t), t, self.exact.path).to(x.dtype)
 
 
 @pytest.mark.parametrize(("kind", "t_min", "sigma_data"), [("x0", 0.0, 1.0), ("u", 0.01, 0.5)])
-def test_consistency_distillation_of_a_teacher_that_does_not_predict_v(monkeypatch, kind, t_min, sigma_data):
-    """The stage of conversion makes the student the teacher's denoiser, whatever its boundary; distillation goes on from there."""
-    options = {"steps_start": 8, "steps_end": 32, "distance": "squared", "t_min": t_min, "sigma_data": sigma_data}
-    config = ConsistencyConfig(name="consistency", teacher="exact", target_half_life=1000.0, **options)
+def test_consistency_distillation_of_a_teacher_that_does_not_predict_v(
+    monkeypatch, kind, t_min, sigma_data
+):
+    """The stage of conversion makes the student the teacher's denoiser, whatever its boundary;
+    distillation goes on from there."""
+    options = {
+        "steps_start": 8,
+        "steps_end": 32,
+        "distance": "squared",
+        "t_min": t_min,
+        "sigma_data": sigma_data,
+    }
+    config = ConsistencyConfig(
+        name="consistency", teacher="exact", target_half_life=1000.0, **options
+    )
     teacher = Model(Predicts(kind, "vp-cosine"), make_path("vp-cosine"), kind).requires_grad_(False)
     method = build(monkeypatch, students.consistency, Consistency, config, "vp-cosine", teacher)
-    assert [stage.name for stage in method.stages()] == ["convert", "train"] and method.spec.prediction == "v"
+    assert [stage.name for stage in method.stages()] == [
+        "convert",
+        "train",
+    ] and method.spec.prediction == "v"
     method.begin_stage(0, method.model.network)
     train(method, 0, 2000, first=0)
     x = torch.randn(500, *SHAPE, generator=torch.Generator().manual_seed(1))
@@ -177,13 +204,19 @@ def test_consistency_distillation_of_a_teacher_that_does_not_predict_v(monkeypat
         at = torch.tensor(t, dtype=torch.float64)
         z = method.model.path.mix(MEAN + STD * x, x.flip(0), at)
         with torch.no_grad():
-            assert float((method.model.x0(z, at) - teacher.x0(z, at)).square().mean().sqrt()) < 0.02 * STD, t
+            assert (
+                float((method.model.x0(z, at) - teacher.x0(z, at)).square().mean().sqrt())
+                < 0.02 * STD
+            ), t
     assert one_step_error(method.model, "vp-cosine", x) > 0.9  # a denoiser still
     if kind != "x0":  # what follows is the same for all
         return
     average = copy.deepcopy(method.model.network)
     method.begin_stage(1, average)
-    for name, tensor in method.averaged.network.state_dict().items():  # the target begins there, too
+    for (
+        name,
+        tensor,
+    ) in method.averaged.network.state_dict().items():  # the target begins there, too
         assert torch.equal(tensor, average.state_dict()[name])
     train(method, 1, 2500, first=2000)
     assert one_step_error(method.model, "vp-cosine", x) < 0.06

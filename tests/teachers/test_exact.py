@@ -1,4 +1,5 @@
-"""The exact denoiser against numerical integration, against the gradient of the log density, and against its own samples."""
+"""The exact denoiser against numerical integration, against the gradient of the log density, and
+against its own samples."""
 
 import numpy as np
 import pytest
@@ -27,7 +28,9 @@ def test_posterior_mean_by_quadrature(name, time):
     alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
 
     def joint(x0, x):
-        prior = sum(w * stats.norm.pdf(x0, m, s) for m, s, w in zip(MEANS, STDS, WEIGHTS, strict=True))
+        prior = sum(
+            w * stats.norm.pdf(x0, m, s) for m, s, w in zip(MEANS, STDS, WEIGHTS, strict=True)
+        )
         return prior * stats.norm.pdf(x, alpha * x0, sigma)
 
     x0 = np.linspace(-8, 8, 40_001)
@@ -40,7 +43,8 @@ def test_posterior_mean_by_quadrature(name, time):
 
 @pytest.mark.parametrize("name", PATHS)
 def test_tweedie(name):
-    """x + sigma^2 d log p(x) / dx = alpha E[x0 | x], the density differentiated by autograd, in 2 x 3 dimensions."""
+    """x + sigma^2 d log p(x) / dx = alpha E[x0 | x], the density differentiated by autograd, in 2 x
+    3 dimensions."""
     path, generator = make_path(name), torch.Generator().manual_seed(0)
     means = torch.randn(3, 2, 3, dtype=torch.float64, generator=generator)
     stds, weights = MIXTURE[1:]
@@ -51,11 +55,15 @@ def test_tweedie(name):
     for i, t in enumerate(times):
         alpha, sigma = path.alpha(t), path.sigma(t)
         width = (alpha**2 * stds**2 + sigma**2).sqrt()[:, None].expand(3, 6)
-        components = distributions.Independent(distributions.Normal(alpha * means.flatten(1), width), 1)
+        components = distributions.Independent(
+            distributions.Normal(alpha * means.flatten(1), width), 1
+        )
         p = distributions.MixtureSameFamily(distributions.Categorical(weights), components)
         point = x[i].flatten().clone().requires_grad_()
         (score,) = torch.autograd.grad(p.log_prob(point), point)
-        torch.testing.assert_close(alpha * got[i].flatten(), point.detach() + sigma**2 * score, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            alpha * got[i].flatten(), point.detach() + sigma**2 * score, rtol=1e-9, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -71,7 +79,8 @@ def test_as_a_model(name):
 
 @pytest.mark.parametrize("name", PATHS)
 def test_gaussian_flow(name):
-    """Against the probability-flow ODE in straight coordinates, integrated by scipy with the score of a Gaussian."""
+    """Against the probability-flow ODE in straight coordinates, integrated by scipy with the score
+    of a Gaussian."""
     path, mean, std = make_path(name), 0.7, 0.4
     t, s = torch.tensor(0.95, dtype=torch.float64), torch.tensor(0.05, dtype=torch.float64)
 
@@ -86,15 +95,25 @@ def test_gaussian_flow(name):
 
     x = np.array([-1.0, 0.2, 2.0])
     (scale_t, w_t), (scale_s, w_s) = straight(t), straight(s)
-    solution = integrate.solve_ivp(slope, (w_t, w_s), x / scale_t, method="DOP853", rtol=1e-12, atol=1e-12)
-    got = gaussian_flow(path, torch.tensor(x)[:, None], t, s, torch.tensor(mean, dtype=torch.float64), std)
+    solution = integrate.solve_ivp(
+        slope, (w_t, w_s), x / scale_t, method="DOP853", rtol=1e-12, atol=1e-12
+    )
+    got = gaussian_flow(
+        path, torch.tensor(x)[:, None], t, s, torch.tensor(mean, dtype=torch.float64), std
+    )
     np.testing.assert_allclose(got[:, 0].numpy(), scale_s * solution.y[:, -1], rtol=1e-9)
 
 
 def test_samples():
-    samples = _denoiser(make_path("rectified")).sample(torch.Generator().manual_seed(0), 20_000)[:, 0].numpy()
+    samples = (
+        _denoiser(make_path("rectified"))
+        .sample(torch.Generator().manual_seed(0), 20_000)[:, 0]
+        .numpy()
+    )
 
     def cdf(x):
-        return sum(w * stats.norm.cdf(x, m, s) for m, s, w in zip(MEANS, STDS, WEIGHTS, strict=True))
+        return sum(
+            w * stats.norm.cdf(x, m, s) for m, s, w in zip(MEANS, STDS, WEIGHTS, strict=True)
+        )
 
     assert stats.kstest(samples, cdf).pvalue > 1e-3

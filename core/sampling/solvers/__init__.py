@@ -1,4 +1,5 @@
-"""Samplers as functions: `(denoiser, noise, grid, rng, callback) -> x`, listed here by name with their order."""
+"""Samplers as functions: `(denoiser, noise, grid, rng, callback) -> x`, listed here by name with
+their order."""
 
 from __future__ import annotations
 
@@ -8,7 +9,12 @@ from core.errors import UserError, nearest
 from core.sampling.solvers.common import Callback, Progress, SamplerFunction
 from core.sampling.solvers.consistency import jump_and_renoise
 from core.sampling.solvers.ddim import ancestral, ancestral_large, ddim
-from core.sampling.solvers.dpm_solver import dpm_solver_2m, dpm_solver_2m_sde, dpm_solver_3m, dpm_solver_3m_sde
+from core.sampling.solvers.dpm_solver import (
+    dpm_solver_2m,
+    dpm_solver_2m_sde,
+    dpm_solver_3m,
+    dpm_solver_3m_sde,
+)
 from core.sampling.solvers.ode import euler, heun
 from core.sampling.solvers.sde import euler_maruyama
 from core.sampling.solvers.unipc import unipc
@@ -18,7 +24,8 @@ __all__ = ["SAMPLERS", "Callback", "Progress", "Sampler", "SamplerFunction", "ma
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler's function, its order of convergence (weak order for stochastic ones) and its usual time grid.
+    """A sampler's function, its order of convergence (weak order for stochastic ones) and its usual
+    time grid.
 
     order None: not a solver of the teacher's equation but of a student's own making.
     """

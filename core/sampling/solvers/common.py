@@ -13,7 +13,8 @@ from core.sampling.denoisers import Denoiser
 
 
 class Progress(NamedTuple):
-    """Given to a callback after each step: step `index` of `steps` (from 1) went from t to s and arrived at x.
+    """Given to a callback after each step: step `index` of `steps` (from 1) went from t to s and
+    arrived at x.
 
     x0 is the guess of the data that the step was based on; keep it for a film of the sampling.
     """
@@ -30,15 +31,22 @@ Callback = Callable[[Progress], None]
 
 
 class SamplerFunction(Protocol):
-    """noise [B, C, H, W] at time grid[0] -> x [B, C, H, W] at time grid[-1]; no state is kept between calls."""
+    """noise [B, C, H, W] at time grid[0] -> x [B, C, H, W] at time grid[-1]; no state is kept
+    between calls."""
 
     def __call__(
-        self, denoiser: Denoiser, noise: Tensor, grid: Tensor, rng: Noise | None = None, callback: Callback | None = None
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        grid: Tensor,
+        rng: Noise | None = None,
+        callback: Callback | None = None,
     ) -> Tensor: ...
 
 
 class Point(NamedTuple):
-    """One time of a grid: t as a tensor for the network, the rest as Python floats in double precision."""
+    """One time of a grid: t as a tensor for the network, the rest as Python floats in double
+    precision."""
 
     time: Tensor
     t: float
@@ -60,7 +68,10 @@ def intervals(path: Path, grid: Tensor) -> Iterator[Interval]:
     """The intervals of a decreasing float64 grid [N + 1]."""
     grid = grid.double().cpu()
     c, lam = path.at(grid), path.lam(grid)
-    points = [Point(grid[i], *(float(v[i]) for v in (grid, c.alpha, c.sigma, lam))) for i in range(len(grid))]
+    points = [
+        Point(grid[i], *(float(v[i]) for v in (grid, c.alpha, c.sigma, lam)))
+        for i in range(len(grid))
+    ]
     for i in range(len(points) - 1):
         yield Interval(i + 1, len(points) - 1, points[i], points[i + 1])
 

@@ -10,9 +10,14 @@ from core.sampling.solvers.common import Callback, draw, intervals, report
 
 
 def jump_and_renoise(
-    denoiser: Denoiser, noise: Tensor, grid: Tensor, rng: Noise | None = None, callback: Callback | None = None
+    denoiser: Denoiser,
+    noise: Tensor,
+    grid: Tensor,
+    rng: Noise | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
-    """Jumps to the data, then mixes fresh noise in for the next time; nothing is added after the last jump."""
+    """Jumps to the data, then mixes fresh noise in for the next time; nothing is added after the
+    last jump."""
     x = noise
     for step in intervals(denoiser.path, grid):
         x0, _ = denoiser(x, step.a.time)

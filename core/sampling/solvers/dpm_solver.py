@@ -1,4 +1,5 @@
-"""DPM-Solver++ multistep, orders 1 to 3, deterministic and stochastic (Lu et al. 2022, arXiv 2211.01095)."""
+"""DPM-Solver++ multistep, orders 1 to 3, deterministic and stochastic (Lu et al. 2022, arXiv
+2211.01095)."""
 
 from __future__ import annotations
 
@@ -21,17 +22,23 @@ def dpm_solver(
     order: int = 2,
     stochastic: bool = False,
 ) -> Tensor:
-    """One evaluation a step; the first steps, and a step that ends on clean data, have the order their history allows.
+    """One evaluation a step; the first steps, and a step that ends on clean data, have the order
+    their history allows.
 
-    With h = lam_s - lam_t the exact solution is x_s = (sigma_s / sigma_t) x + alpha_s * integral of e^{-(h - tau)} x0(tau)
-    over tau in 0..h (eq. 8), and for the SDE the same with 2 in place of 1 in the exponent, e^{-h} more decay of x and
-    noise sigma_s sqrt(1 - e^{-2h}) (sec. 5, eq. 13). x0(tau) is the polynomial through the last guesses.
+    With h = lam_s - lam_t the exact solution is x_s = (sigma_s / sigma_t) x + alpha_s * integral of
+    e^{-(h - tau)} x0(tau) over tau in 0..h (eq. 8), and for the SDE the same with 2 in place of 1
+    in the exponent, e^{-h} more decay of x and noise sigma_s sqrt(1 - e^{-2h}) (sec. 5, eq. 13).
+    x0(tau) is the polynomial through the last guesses.
 
-    Order 2 is the paper's midpoint form (alg. 2). Order 3 integrates the quadratic exactly. The authors' code and diffusers
-    enter the second difference at half that weight, which leaves a method of order 2 by measurement (tests/core/sampling/test_solvers.py).
+    Order 2 is the paper's midpoint form (alg. 2). Order 3 integrates the quadratic exactly. The
+    authors' code and diffusers enter the second difference at half that weight, which leaves a
+    method of order 2 by measurement (tests/core/sampling/test_solvers.py).
     """
     kind = 2.0 if stochastic else 1.0
-    x, history = noise, []  # (lam, x0), newest last; a guess at lam = -inf (pure noise) says nothing about slopes
+    x, history = (
+        noise,
+        [],
+    )  # (lam, x0), newest last; a guess at lam = -inf (pure noise) says nothing about slopes
     for step in intervals(denoiser.path, grid):
         a, b = step.a, step.b
         x0, _ = denoiser(x, a.time)

@@ -1,9 +1,10 @@
 """Euler and Heun on the probability-flow ODE.
 
-Every path is a rescaling of the straight one: with x' = x / (alpha + sigma) and w = sigma / (alpha + sigma) the ODE reads
-dx'/dw = eps - x0, which is finite at both ends of every path, where dx/dt on the VP paths is not. On the rectified path
-these are literally Euler and Heun in t; on any path Euler is DDIM (Song et al. 2021, sec. 4.3), and Heun is the trapezoid
-rule of Karras et al. 2022 (alg. 1) in straight coordinates instead of their sigma, which has no value at pure noise.
+Every path is a rescaling of the straight one: with x' = x / (alpha + sigma) and w = sigma / (alpha
++ sigma) the ODE reads dx'/dw = eps - x0, which is finite at both ends of every path, where dx/dt on
+the VP paths is not. On the rectified path these are literally Euler and Heun in t; on any path
+Euler is DDIM (Song et al. 2021, sec. 4.3), and Heun is the trapezoid rule of Karras et al. 2022
+(alg. 1) in straight coordinates instead of their sigma, which has no value at pure noise.
 """
 
 from __future__ import annotations
@@ -22,14 +23,25 @@ def _straight(point: Point) -> tuple[float, float]:
 
 
 def euler(
-    denoiser: Denoiser, noise: Tensor, grid: Tensor, rng: Noise | None = None, callback: Callback | None = None
+    denoiser: Denoiser,
+    noise: Tensor,
+    grid: Tensor,
+    rng: Noise | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Order 1, one evaluation a step; the same step as DDIM with eta = 0."""
     return ddim(denoiser, noise, grid, rng, callback)
 
 
-def heun(denoiser: Denoiser, noise: Tensor, grid: Tensor, rng: Noise | None = None, callback: Callback | None = None) -> Tensor:
-    """Order 2, two evaluations a step; a step that ends on clean data is an Euler step, as in Karras et al. 2022."""
+def heun(
+    denoiser: Denoiser,
+    noise: Tensor,
+    grid: Tensor,
+    rng: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Order 2, two evaluations a step; a step that ends on clean data is an Euler step, as in
+    Karras et al. 2022."""
     x = noise
     for step in intervals(denoiser.path, grid):
         (scale_a, w_a), (scale_b, w_b) = _straight(step.a), _straight(step.b)

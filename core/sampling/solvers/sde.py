@@ -1,4 +1,5 @@
-"""Euler-Maruyama on the reverse SDE (Song et al. 2021, "Score-based generative modeling through SDEs", eq. 6)."""
+"""Euler-Maruyama on the reverse SDE (Song et al. 2021, "Score-based generative modeling through
+SDEs", eq. 6)."""
 
 from __future__ import annotations
 
@@ -13,16 +14,22 @@ from core.sampling.solvers.ode import _straight
 
 
 def euler_maruyama(
-    denoiser: Denoiser, noise: Tensor, grid: Tensor, rng: Noise | None = None, callback: Callback | None = None
+    denoiser: Denoiser,
+    noise: Tensor,
+    grid: Tensor,
+    rng: Noise | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Weak order 1, one evaluation a step.
 
-    In the straight coordinates of core.sampling.solvers.ode, with w = sigma / (alpha + sigma), the forward SDE of any path is
-    dx' = -x' / (1 - w) dw + sqrt(2 w / (1 - w)) dW, and its reversal dx' = [eps - x0 + eps / (1 - w)] dw + the same noise.
+    In the straight coordinates of core.sampling.solvers.ode, with w = sigma / (alpha + sigma), the
+    forward SDE of any path is dx' = -x' / (1 - w) dw + sqrt(2 w / (1 - w)) dW, and its reversal dx'
+    = [eps - x0 + eps / (1 - w)] dw + the same noise.
 
-    Two ends need care. The first step starts from pure noise, where the drift is singular (alpha = 0) or nearly so and x
-    carries no information on x0: the exact transition, fresh noise around the guess, is taken instead. A step that ends
-    on clean data returns the guess x0, the usual final denoising, since any noise there would stay in the picture.
+    Two ends need care. The first step starts from pure noise, where the drift is singular (alpha =
+    0) or nearly so and x carries no information on x0: the exact transition, fresh noise around the
+    guess, is taken instead. A step that ends on clean data returns the guess x0, the usual final
+    denoising, since any noise there would stay in the picture.
     """
     x = noise
     for step in intervals(denoiser.path, grid):

@@ -15,9 +15,11 @@ History = list[tuple[float, Tensor]]  # (lam, x0), newest last
 
 
 def _weights(ratios: list[float], h: float) -> np.ndarray:
-    """Solves the paper's R rho = b (eq. 5) for data prediction; `ratios` are (lam_i - lam_t) / h of the extra points.
+    """Solves the paper's R rho = b (eq. 5) for data prediction; `ratios` are (lam_i - lam_t) / h of
+    the extra points.
 
-    For a single point in the past, and for a single point at the end, rho = 1/2 does for any B (paper's prop. 3.1).
+    For a single point in the past, and for a single point at the end, rho = 1/2 does for any B
+    (paper's prop. 3.1).
     """
     if len(ratios) == 1:
         return np.array([0.5])
@@ -31,7 +33,8 @@ def _weights(ratios: list[float], h: float) -> np.ndarray:
 
 
 def _update(x: Tensor, a: Point, b: Point, x0: Tensor, others: History) -> Tensor:
-    """From x at a to b, with x0 the guess at a and `others` further guesses (in the past, or at b itself)."""
+    """From x at a to b, with x0 the guess at a and `others` further guesses (in the past, or at b
+    itself)."""
     h = b.lam - a.lam
     slope = 0.0
     if others:
@@ -51,11 +54,14 @@ def unipc(
 ) -> Tensor:
     """UniP-`order` followed by UniC-`order`, one evaluation a step (alg. 1 and 2 of the paper).
 
-    The corrector reuses the evaluation at the predicted point for the next step. With `order` past points the accuracy is
-    order + 1; the first steps, and a step that ends on clean data, have the order their history allows.
+    The corrector reuses the evaluation at the predicted point for the next step. With `order` past
+    points the accuracy is order + 1; the first steps, and a step that ends on clean data, have the
+    order their history allows.
     """
     x, history = noise, []
-    previous: tuple[Tensor, Point, History] | None = None  # where the last step started, for its correction
+    previous: tuple[Tensor, Point, History] | None = (
+        None  # where the last step started, for its correction
+    )
     for step in intervals(denoiser.path, grid):
         a, b = step.a, step.b
         x0, _ = denoiser(x, a.time)

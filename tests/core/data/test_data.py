@@ -1,4 +1,5 @@
-"""Data sets from small files of the real formats, and the order in which training draws from them."""
+"""Data sets from small files of the real formats, and the order in which training draws from
+them."""
 
 import gzip
 import struct
@@ -28,9 +29,19 @@ def test_digits():
     sklearn = pytest.importorskip("sklearn.datasets").load_digits()
     train, test = load_data("digits"), load_data("digits", "test")
     assert (len(train), len(test)) == (1348, 449)
-    assert train.images.shape == (1348, 1, 8, 8) and train.images.dtype == torch.uint8 and train.num_classes == 10
+    assert (
+        train.images.shape == (1348, 1, 8, 8)
+        and train.images.dtype == torch.uint8
+        and train.num_classes == 10
+    )
     # together they are scikit-learn's, each image once, scaled from 0..16 to 0..255
-    both = sorted([bytes(i.numpy().tobytes()) + bytes([int(k)]) for d in (train, test) for i, k in zip(d.images, d.labels)])
+    both = sorted(
+        [
+            bytes(i.numpy().tobytes()) + bytes([int(k)])
+            for d in (train, test)
+            for i, k in zip(d.images, d.labels)
+        ]
+    )
     expected = np.rint(sklearn.images / 16 * 255).astype(np.uint8)
     assert both == sorted(i.tobytes() + bytes([int(k)]) for i, k in zip(expected, sklearn.target))
     assert train.sha256 != test.sha256 == load_data("digits", "test").sha256
@@ -38,7 +49,9 @@ def test_digits():
 
 def _idx(array: np.ndarray) -> bytes:
     """As yann.lecun.com/exdb/mnist describes it."""
-    return gzip.compress(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes())
+    return gzip.compress(
+        struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+    )
 
 
 @pytest.fixture
@@ -46,7 +59,10 @@ def mnist(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {}
     for prefix, count in (("train", 7), ("t10k", 3)):
-        images, labels = rng.integers(0, 256, (count, 28, 28), np.uint8), rng.integers(0, 10, count, np.uint8)
+        images, labels = (
+            rng.integers(0, 256, (count, 28, 28), np.uint8),
+            rng.integers(0, 10, count, np.uint8),
+        )
         (tmp_path / f"{prefix}-images-idx3-ubyte.gz").write_bytes(_idx(images))
         (tmp_path / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(_idx(labels))
         arrays[prefix] = images, labels
@@ -72,7 +88,8 @@ def test_truncated_idx_file(mnist, keep):
 
 
 @pytest.mark.parametrize(
-    "content", [b"not gzip at all", gzip.compress(b"short"), _idx(np.zeros((9, 28, 28), np.uint8))[:-3000]]
+    "content",
+    [b"not gzip at all", gzip.compress(b"short"), _idx(np.zeros((9, 28, 28), np.uint8))[:-3000]],
 )
 def test_broken_idx_file(mnist, content):
     root, _ = mnist
@@ -127,7 +144,11 @@ def test_cifar10(cifar):
         entry = files[f"data_batch_{i // 2 + 1}"]
         assert train.images[i].flatten().tolist() == entry["data"][i % 2].tolist()
         assert train.labels[i] == entry["labels"][i % 2]
-    assert test.labels.tolist() == files["test_batch"]["labels"] and train.num_classes == 10 and train.flip
+    assert (
+        test.labels.tolist() == files["test_batch"]["labels"]
+        and train.num_classes == 10
+        and train.flip
+    )
 
 
 def test_cifar10_that_is_not_there(tmp_path, monkeypatch):
@@ -164,7 +185,11 @@ def test_folder_is_resized_and_cropped_to_the_centre(tmp_path):
     _save(tmp_path / "b.png", wide.transpose(1, 0, 2))
     _save(tmp_path / "c.png", np.full((4, 4), 77, np.uint8))  # grey and too small, beside colour
     data = load_data("folder", root=str(tmp_path), side=8)
-    assert data.images.shape == (3, 3, 8, 8) and data.num_classes == 0 and data.labels.tolist() == [0, 0, 0]
+    assert (
+        data.images.shape == (3, 3, 8, 8)
+        and data.num_classes == 0
+        and data.labels.tolist() == [0, 0, 0]
+    )
     for image in data.images[:2]:
         inner = image[:, 2:-2, 2:-2].float()
         assert inner[1].mean() > 190 and inner[0].max() < 20 and inner[2].max() < 20
@@ -194,10 +219,14 @@ def test_folder_mistakes(tmp_path):
 def _numbered(size: int, flip: bool = False) -> ImageData:
     """Image i holds i on its left half and 100 + i on its right; its label is i mod 5."""
     left = torch.arange(size, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 2)
-    return ImageData("numbered", "train", torch.cat([left, left + 100], dim=-1), torch.arange(size) % 5, 5, flip)
+    return ImageData(
+        "numbered", "train", torch.cat([left, left + 100], dim=-1), torch.arange(size) % 5, 5, flip
+    )
 
 
-def _drawn(data: ImageData, positions: torch.Tensor, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+def _drawn(
+    data: ImageData, positions: torch.Tensor, seed: int = 3
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Which images, and whether mirrored."""
     batch = draw_batch(data, EpochOrder(len(data), seed), positions, CPU)
     left = to_uint8(batch.x0)[:, 0, 0, 0].long()
@@ -218,7 +247,8 @@ def test_every_epoch_visits_every_image_once():
 
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_batches_do_not_matter(size):
-    """Any split of the stream, resumed by a fresh order at any point, gives the same images, flips and noise."""
+    """Any split of the stream, resumed by a fresh order at any point, gives the same images, flips
+    and noise."""
     data, positions = _numbered(50, flip=True), torch.arange(20, 190)
     index, mirrored = _drawn(data, positions)
     parts = [_drawn(data, part) for part in positions.split(size)]
@@ -240,5 +270,11 @@ def test_processes_share_an_epoch():
 
 
 def test_no_classes_no_labels():
-    data = ImageData("plain", "train", torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.long), 0)
+    data = ImageData(
+        "plain",
+        "train",
+        torch.zeros(3, 1, 2, 2, dtype=torch.uint8),
+        torch.zeros(3, dtype=torch.long),
+        0,
+    )
     assert draw_batch(data, EpochOrder(3, 0), torch.arange(3), CPU).label is None

@@ -53,13 +53,16 @@ def test_discrete_times_stay_near_the_wanted_ones():
 
 @pytest.mark.parametrize("T", [1000, 400])
 def test_trailing_at_every_step_count(T):
-    """Ties between two timesteps fall as numpy's arange rounds them; where it makes a timestep too many, no scheduler is to be met."""
+    """Ties between two timesteps fall as numpy's arange rounds them; where it makes a timestep too
+    many, no scheduler is to be met."""
     scheduler, met = DDIMScheduler(num_train_timesteps=T, timestep_spacing="trailing"), 0
     for steps in range(1, T // 2):
         scheduler.set_timesteps(steps)
         if len(scheduler.timesteps) == steps:
             times = make_grid("trailing", None, steps, T)
-            assert ((times[:-1] * T).round().long() - 1).tolist() == scheduler.timesteps.tolist(), steps
+            assert ((times[:-1] * T).round().long() - 1).tolist() == scheduler.timesteps.tolist(), (
+                steps
+            )
             met += 1
     assert met > 0.8 * (T // 2)
 
@@ -78,10 +81,14 @@ def test_time_grid_is_the_trailing_spacing_of_diffusers(steps):
 def test_karras_grid(name, schedule, steps):
     scheduler = DPMSolverMultistepScheduler(beta_schedule=schedule)
     alphas = scheduler.alphas_cumprod.numpy().astype(np.float64)
-    theirs = scheduler._convert_to_karras(np.sqrt((1 - alphas) / alphas)[::-1], steps)  # largest first
+    theirs = scheduler._convert_to_karras(
+        np.sqrt((1 - alphas) / alphas)[::-1], steps
+    )  # largest first
     path = make_path(name)
     ours = torch.exp(-path.lam(make_grid("karras", path, steps)[:-1]))
-    torch.testing.assert_close(ours, torch.as_tensor(theirs, dtype=torch.float64), rtol=5e-4, atol=0)  # their table is float32
+    torch.testing.assert_close(
+        ours, torch.as_tensor(theirs, dtype=torch.float64), rtol=5e-4, atol=0
+    )  # their table is float32
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -111,7 +118,8 @@ def test_bad_requests():
 
 
 def test_edm_grid_against_diffusers():
-    """Sigmas of Karras et al. 2022 as their scheduler in diffusers has them; none lies where a cosine path is but noise."""
+    """Sigmas of Karras et al. 2022 as their scheduler in diffusers has them; none lies where a
+    cosine path is but noise."""
     scheduler = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, rho=7.0)
     scheduler.set_timesteps(18)
     for name in ("vp-cosine", "vp-linear", "rectified"):

@@ -11,7 +11,9 @@ from diffusers import DDPMScheduler
 from core.diffusion.paths import PATHS, make_path
 from core.errors import UserError
 
-ENTRIES = (torch.arange(1000, dtype=torch.float64) + 1) / 1000  # entry k of a table of 1000 sits at t = (k + 1) / 1000
+ENTRIES = (
+    torch.arange(1000, dtype=torch.float64) + 1
+) / 1000  # entry k of a table of 1000 sits at t = (k + 1) / 1000
 INSIDE = torch.linspace(1e-3, 0.9995, 777, dtype=torch.float64)
 
 
@@ -32,12 +34,19 @@ def _linear_betas():
 
 def _cosine_betas():
     def f(n):
-        return mpmath.cos((mpmath.mpf(n) / 1000 + mpmath.mpf("0.008")) / mpmath.mpf("1.008") * mpmath.pi / 2) ** 2
+        return (
+            mpmath.cos(
+                (mpmath.mpf(n) / 1000 + mpmath.mpf("0.008")) / mpmath.mpf("1.008") * mpmath.pi / 2
+            )
+            ** 2
+        )
 
     return [min(1 - f(k + 1) / f(k), mpmath.mpf("0.999")) for k in range(1000)]
 
 
-@pytest.mark.parametrize("name, betas", [("vp-linear", _linear_betas), ("vp-cosine", _cosine_betas)])
+@pytest.mark.parametrize(
+    "name, betas", [("vp-linear", _linear_betas), ("vp-cosine", _cosine_betas)]
+)
 def test_every_table_entry_is_exact(name, betas):
     with mpmath.workdps(40):
         alpha2, sigma2 = _tables(betas())
@@ -46,9 +55,13 @@ def test_every_table_entry_is_exact(name, betas):
     np.testing.assert_allclose(c.sigma.square().numpy(), sigma2, rtol=1e-11)
 
 
-@pytest.mark.parametrize("name, schedule", [("vp-linear", "linear"), ("vp-cosine", "squaredcos_cap_v2")])
+@pytest.mark.parametrize(
+    "name, schedule", [("vp-linear", "linear"), ("vp-cosine", "squaredcos_cap_v2")]
+)
 def test_tables_of_diffusers(name, schedule):
-    table = DDPMScheduler(num_train_timesteps=1000, beta_schedule=schedule).alphas_cumprod.double()  # made in float32
+    table = DDPMScheduler(
+        num_train_timesteps=1000, beta_schedule=schedule
+    ).alphas_cumprod.double()  # made in float32
     torch.testing.assert_close(make_path(name).alpha(ENTRIES).square(), table, rtol=2e-5, atol=1e-9)
 
 
@@ -78,7 +91,9 @@ def test_lam_and_its_inverse(name):
     torch.testing.assert_close(path.lam(path.time(lam)), lam, rtol=1e-9, atol=1e-9)
     # lam means half the log of the signal-to-noise ratio
     c = path.at(INSIDE)
-    torch.testing.assert_close(torch.exp(2 * path.lam(INSIDE)), (c.alpha / c.sigma) ** 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        torch.exp(2 * path.lam(INSIDE)), (c.alpha / c.sigma) ** 2, rtol=1e-12, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -1,4 +1,5 @@
-"""Predictions against diffusers, finite differences and the published consistency parameterisation."""
+"""Predictions against diffusers, finite differences and the published consistency
+parameterisation."""
 
 import itertools
 
@@ -7,7 +8,13 @@ import torch
 from diffusers import DDPMScheduler
 
 from core.diffusion.paths import PATHS, make_path
-from core.diffusion.predictions import PREDICTIONS, SingularTime, convert, from_denoised, to_denoised
+from core.diffusion.predictions import (
+    PREDICTIONS,
+    SingularTime,
+    convert,
+    from_denoised,
+    to_denoised,
+)
 from core.model import Boundary, Model
 
 TIMES = torch.tensor([0.02, 0.3, 0.5, 0.9, 0.98], dtype=torch.float64)
@@ -18,7 +25,8 @@ def _randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def _scene(path, t):
-    """x0, eps and their mixture, one sample for each time; as many pixels a side as samples, to catch wrong broadcasts."""
+    """x0, eps and their mixture, one sample for each time; as many pixels a side as samples, to
+    catch wrong broadcasts."""
     x0, eps = _randn(len(t), 2, len(t), len(t), seed=1), _randn(len(t), 2, len(t), len(t), seed=2)
     return x0, eps, path.mix(x0, eps, t)
 
@@ -27,12 +35,19 @@ def _scene(path, t):
 def test_targets_mean_what_they_say(name):
     path, h = make_path(name), 1e-5
     x0, eps, _ = _scene(path, TIMES)
-    assert from_denoised("eps", x0, eps, TIMES, path) is eps and from_denoised("x0", x0, eps, TIMES, path) is x0
+    assert (
+        from_denoised("eps", x0, eps, TIMES, path) is eps
+        and from_denoised("x0", x0, eps, TIMES, path) is x0
+    )
     v = from_denoised("v", x0, eps, TIMES, path)
     for i, t in enumerate(TIMES):
-        torch.testing.assert_close(v[i], float(path.alpha(t)) * eps[i] - float(path.sigma(t)) * x0[i])
+        torch.testing.assert_close(
+            v[i], float(path.alpha(t)) * eps[i] - float(path.sigma(t)) * x0[i]
+        )
     velocity = (path.mix(x0, eps, TIMES + h) - path.mix(x0, eps, TIMES - h)) / (2 * h)
-    torch.testing.assert_close(from_denoised("u", x0, eps, TIMES, path), velocity, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        from_denoised("u", x0, eps, TIMES, path), velocity, rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -48,16 +63,23 @@ def test_a_true_prediction_gives_back_both_ingredients(name, kind):
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("kind, target", list(itertools.product(PREDICTIONS, PREDICTIONS)))
 def test_round_trips(name, kind, target):
-    """Any output, true or not, survives the way to another meaning and back, and means the same mixture."""
+    """Any output, true or not, survives the way to another meaning and back, and means the same
+    mixture."""
     path = make_path(name)
     F, x = _randn(5, 2, 5, 5, seed=3), _randn(5, 2, 5, 5, seed=4)
     there = convert(kind, target, F, x, TIMES, path)
-    torch.testing.assert_close(convert(target, kind, there, x, TIMES, path), F, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(path.mix(*to_denoised(kind, F, x, TIMES, path), TIMES), x, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        convert(target, kind, there, x, TIMES, path), F, rtol=1e-9, atol=1e-9
+    )
+    torch.testing.assert_close(
+        path.mix(*to_denoised(kind, F, x, TIMES, path), TIMES), x, rtol=1e-9, atol=1e-9
+    )
     assert (kind == target) == torch.equal(there, F)
 
 
-@pytest.mark.parametrize("name, schedule", [("vp-linear", "linear"), ("vp-cosine", "squaredcos_cap_v2")])
+@pytest.mark.parametrize(
+    "name, schedule", [("vp-linear", "linear"), ("vp-cosine", "squaredcos_cap_v2")]
+)
 def test_v_is_diffusers_velocity(name, schedule):
     scheduler = DDPMScheduler(beta_schedule=schedule)
     k = torch.tensor([0, 5, 100, 500, 998])
@@ -75,17 +97,26 @@ def test_u_of_the_straight_path_is_noise_minus_data():
 
 def test_division_by_zero_raises():
     x = torch.ones(2, 1, 2, 2)
-    noise, data = torch.tensor([0.5, 1.0]), torch.tensor([0.0, 0.5])  # one bad time in a batch is enough
+    noise, data = (
+        torch.tensor([0.5, 1.0]),
+        torch.tensor([0.0, 0.5]),
+    )  # one bad time in a batch is enough
     for name in ("rectified", "trigonometric"):
         with pytest.raises(SingularTime):
             to_denoised("eps", x, x, noise, make_path(name))
         for kind in ("x0", "v", "u"):
-            assert all(torch.isfinite(part).all() for part in to_denoised(kind, x, x, noise, make_path(name)))
+            assert all(
+                torch.isfinite(part).all()
+                for part in to_denoised(kind, x, x, noise, make_path(name))
+            )
     for name in PATHS:
         with pytest.raises(SingularTime):
             to_denoised("x0", x, x, data, make_path(name))
         for kind in ("eps", "v"):
-            assert all(torch.isfinite(part).all() for part in to_denoised(kind, x, x, data, make_path(name)))
+            assert all(
+                torch.isfinite(part).all()
+                for part in to_denoised(kind, x, x, data, make_path(name))
+            )
     for name in ("vp-linear", "vp-cosine"):  # sigma starts like sqrt(t): infinite speed
         with pytest.raises(SingularTime):
             to_denoised("u", x, x, data, make_path(name))
@@ -95,13 +126,20 @@ def test_division_by_zero_raises():
 
 def test_unknown_prediction_raises():
     with pytest.raises(ValueError, match="velocity"):
-        to_denoised("velocity", torch.ones(1, 1), torch.ones(1, 1), torch.tensor([0.5]), make_path("rectified"))
+        to_denoised(
+            "velocity",
+            torch.ones(1, 1),
+            torch.ones(1, 1),
+            torch.tensor([0.5]),
+            make_path("rectified"),
+        )
 
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("t_min, sigma_data", [(0.0, 1.0), (0.0, 0.5), (0.002, 0.5), (0.01, 1.3)])
 def test_consistency_boundary_is_the_published_one(name, t_min, sigma_data):
-    """Song et al. 2023, app. C, in the variables of Karras et al.: y = x / alpha and s = sigma / alpha."""
+    """Song et al. 2023, app. C, in the variables of Karras et al.: y = x / alpha and s = sigma /
+    alpha."""
     path, boundary = make_path(name), Boundary(t_min, sigma_data)
     t = torch.cat([torch.tensor([max(t_min, 1e-4)]).double(), TIMES[1:]])
     F, x = _randn(5, 2, 5, 5, seed=3), _randn(5, 2, 5, 5, seed=4)
@@ -132,7 +170,12 @@ def test_consistency_function_is_the_identity_at_its_boundary(name, t_min):
 def test_v_prediction_is_a_consistency_boundary(name):
     path, t = make_path(name), torch.cat([torch.zeros(1).double(), TIMES, torch.ones(1).double()])
     F, x = _randn(7, 2, 5, 5, seed=3), _randn(7, 2, 5, 5, seed=4)
-    torch.testing.assert_close(Boundary(0.0, 1.0).x0(F, x, t, path), to_denoised("v", F, x, t, path).x0, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        Boundary(0.0, 1.0).x0(F, x, t, path),
+        to_denoised("v", F, x, t, path).x0,
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 class _Constant(torch.nn.Module):

@@ -1,4 +1,5 @@
-"""The U-Net against diffusers' with the same weights, and its derivatives against finite differences."""
+"""The U-Net against diffusers' with the same weights, and its derivatives against finite
+differences."""
 
 import pytest
 import torch
@@ -21,7 +22,14 @@ def awake(net: UNet, seed: int = 0) -> UNet:
 
 def _small(**options) -> UNet:
     torch.manual_seed(0)
-    options = {"channels": 1, "side": 8, "widths": (8, 16), "blocks": 1, "attention": (1,), "head_width": 8} | options
+    options = {
+        "channels": 1,
+        "side": 8,
+        "widths": (8, 16),
+        "blocks": 1,
+        "attention": (1,),
+        "head_width": 8,
+    } | options
     return UNet(**options)
 
 
@@ -71,7 +79,9 @@ def test_equals_diffusers_with_the_same_weights(classes):
 
     def copy_attention(a: SelfAttention, b: nn.Module) -> None:
         copy(a.norm, b.group_norm), copy(a.out, b.to_out[0])
-        for linear, weight, bias in zip((b.to_q, b.to_k, b.to_v), a.qkv.weight.chunk(3), a.qkv.bias.chunk(3), strict=True):
+        for linear, weight, bias in zip(
+            (b.to_q, b.to_k, b.to_v), a.qkv.weight.chunk(3), a.qkv.bias.chunk(3), strict=True
+        ):
             linear.load_state_dict({"weight": weight, "bias": bias})
 
     def copy_stage(a: nn.Module, level, index: int) -> None:
@@ -79,10 +89,17 @@ def test_equals_diffusers_with_the_same_weights(classes):
         if isinstance(a.attention, SelfAttention):
             copy_attention(a.attention, level.attentions[index])
 
-    copy(ours.time[0], theirs.time_embedding.linear_1), copy(ours.time[2], theirs.time_embedding.linear_2)
+    (
+        copy(ours.time[0], theirs.time_embedding.linear_1),
+        copy(ours.time[2], theirs.time_embedding.linear_2),
+    )
     if classes:
         copy(ours.label, theirs.class_embedding)
-    copy(ours.stem, theirs.conv_in), copy(ours.head[0], theirs.conv_norm_out), copy(ours.head[2], theirs.conv_out)
+    (
+        copy(ours.stem, theirs.conv_in),
+        copy(ours.head[0], theirs.conv_norm_out),
+        copy(ours.head[2], theirs.conv_out),
+    )
     for level in (0, 1):
         copy_stage(ours.down[level], theirs.down_blocks[level], 0)
         for index in (0, 1):
@@ -110,7 +127,9 @@ def test_forward_derivatives(options):
     label = torch.tensor([0, 2, 3]) if net.num_classes else None
     h = 1e-5
     for name in given:
-        tangent = torch.randn(given[name].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        tangent = torch.randn(
+            given[name].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+        )
 
         def along(value, name=name):
             inputs = {**given, name: value}
@@ -161,7 +180,9 @@ def test_samples_do_not_mix():
         torch.testing.assert_close(net(given["x"][i : i + 1], given["t"][i : i + 1])[0], whole[i])
 
 
-@pytest.mark.parametrize("options", [{}, {"channels": 3}, {"patch": 2}, {"channels": 3, "side": 16, "patch": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"channels": 3}, {"patch": 2}, {"channels": 3, "side": 16, "patch": 4}]
+)
 def test_starts_as_zero(options):
     net = _small(**options).double()
     given = _inputs(net)

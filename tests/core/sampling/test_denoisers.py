@@ -1,4 +1,5 @@
-"""Guidance against closed forms, thresholds against their definitions, and results that do not depend on the batch."""
+"""Guidance against closed forms, thresholds against their definitions, and results that do not
+depend on the batch."""
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from core.errors import UserError
 from core.model import Model
 from core.networks.unet import UNet
 from core.noise import Noise
-from core.sampling.denoisers import Conditioned, Guided, Thresholded, denoiser_for, dynamic_threshold, static_threshold
+from core.sampling.denoisers import (
+    Conditioned,
+    Guided,
+    Thresholded,
+    denoiser_for,
+    dynamic_threshold,
+    static_threshold,
+)
 from core.sampling.solvers import SAMPLERS
 from tests.helpers.exact import GaussianDenoiser
 
@@ -29,7 +37,8 @@ def network() -> UNet:
 
 
 class ClassGaussians(torch.nn.Module):
-    """A network that knows classes 0 and 1 as N(means, stds^2), and their null as a third Gaussian; answers as `kind`."""
+    """A network that knows classes 0 and 1 as N(means, stds^2), and their null as a third Gaussian;
+    answers as `kind`."""
 
     def __init__(self, path, means, stds, kind):
         super().__init__()
@@ -37,24 +46,32 @@ class ClassGaussians(torch.nn.Module):
 
     def forward(self, x, t, r=None, label=None):
         assert torch.equal(t, t[:1].expand_as(t))
-        x0, _ = GaussianDenoiser(self.path, self.means[label][:, None], self.stds[label][:, None])(x, t[0])
+        x0, _ = GaussianDenoiser(self.path, self.means[label][:, None], self.stds[label][:, None])(
+            x, t[0]
+        )
         return convert("x0", self.kind, x0, x, t[0], self.path)
 
 
 @pytest.mark.parametrize("kind", PREDICTIONS)
 @pytest.mark.parametrize("name", PATHS)
 def test_guidance_of_gaussians(name, kind):
-    """Scores add up: null + scale (class - null), each the derivative of a Gaussian's log density."""
+    """Scores add up: null + scale (class - null), each the derivative of a Gaussian's log
+    density."""
     path, scale = make_path(name), 2.5
     means, stds = torch.tensor([-1.0, 0.5, 0.1]).double(), torch.tensor([0.2, 0.6, 0.9]).double()
     model = Model(ClassGaussians(path, means, stds, kind), path, kind)
-    x, label = torch.linspace(-2, 2, 6, dtype=torch.float64)[:, None], torch.tensor([0, 1, 0, 1, 0, 1])
+    x, label = (
+        torch.linspace(-2, 2, 6, dtype=torch.float64)[:, None],
+        torch.tensor([0, 1, 0, 1, 0, 1]),
+    )
     got = Guided(model, label, 2, scale)(x, T)
 
     alpha, sigma = float(path.alpha(T)), float(path.sigma(T))
 
     def score(k):
-        density = torch.distributions.Normal(alpha * means[k], (alpha**2 * stds[k] ** 2 + sigma**2).sqrt())
+        density = torch.distributions.Normal(
+            alpha * means[k], (alpha**2 * stds[k] ** 2 + sigma**2).sqrt()
+        )
         point = x[:, 0].clone().requires_grad_()
         return torch.autograd.grad(density.log_prob(point).sum(), point)[0]
 
@@ -66,13 +83,18 @@ def test_guidance_of_gaussians(name, kind):
 
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 def test_guided_sampling_of_equal_widths(scale):
-    """With equal widths the guided flow is that of one Gaussian at null mean + scale (class mean - null mean)."""
+    """With equal widths the guided flow is that of one Gaussian at null mean + scale (class mean -
+    null mean)."""
     path, std = make_path("trigonometric"), 0.4
     means, stds = torch.tensor([-0.5, 1.0, 0.1]).double(), torch.full((3,), std).double()
     model = Model(ClassGaussians(path, means, stds, "v"), path, "v")
     label, x = torch.tensor([0, 1, 1]), torch.tensor([[-1.0], [0.0], [1.2]]).double()
-    got = SAMPLERS["dpm++3m"].run(denoiser_for(model, label, 2, scale), x, make_grid("time", path, 200))
-    shifted = GaussianDenoiser(path, (0.1 + scale * (means[label] - 0.1))[:, None], stds[label][:, None])
+    got = SAMPLERS["dpm++3m"].run(
+        denoiser_for(model, label, 2, scale), x, make_grid("time", path, 200)
+    )
+    shifted = GaussianDenoiser(
+        path, (0.1 + scale * (means[label] - 0.1))[:, None], stds[label][:, None]
+    )
     exact = shifted.flow(x, torch.tensor(1.0), torch.tensor(0.0))
     torch.testing.assert_close(got, exact, rtol=0, atol=2e-3)
     assert float((got - exact).abs().max()) < 0.01 * float((got - x).abs().max())
@@ -85,11 +107,19 @@ def test_guidance_scales_one_and_zero(network):
     with torch.no_grad():
         plain, free = Conditioned(model, label)(x, T), Conditioned(model, null)(x, T)
         for part in (0, 1):
-            torch.testing.assert_close(Guided(model, label, 3, 1.0)(x, T)[part], plain[part], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(Guided(model, label, 3, 0.0)(x, T)[part], free[part], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(Conditioned(model)(x, T)[part], free[part], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                Guided(model, label, 3, 1.0)(x, T)[part], plain[part], rtol=1e-5, atol=1e-5
+            )
+            torch.testing.assert_close(
+                Guided(model, label, 3, 0.0)(x, T)[part], free[part], rtol=1e-5, atol=1e-5
+            )
+            torch.testing.assert_close(
+                Conditioned(model)(x, T)[part], free[part], rtol=1e-5, atol=1e-5
+            )
         doubled = Guided(model, label, 3, 2.0)(x, T)
-        torch.testing.assert_close(doubled.x0 - free.x0, 2 * (plain.x0 - free.x0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            doubled.x0 - free.x0, 2 * (plain.x0 - free.x0), rtol=1e-4, atol=1e-4
+        )
         assert float((plain.x0 - free.x0)[:3].abs().max()) > 1e-3  # labels matter to this network
         assert isinstance(denoiser_for(model, label, 3, 1.0), Conditioned)
 
@@ -115,7 +145,9 @@ def test_thresholds_keep_the_mixture(name, threshold):
     x = 2 * torch.randn(4, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for t in (1.0, 0.6, 0.01):
         x0, eps = denoiser(x, torch.tensor(t, dtype=torch.float64))
-        torch.testing.assert_close(path.mix(x0, eps, torch.tensor(t, dtype=torch.float64)), x, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            path.mix(x0, eps, torch.tensor(t, dtype=torch.float64)), x, rtol=1e-9, atol=1e-9
+        )
         assert x0.abs().max() <= 1
         assert not torch.allclose(x0, denoiser.inner(x, torch.tensor(t, dtype=torch.float64)).x0)
 
@@ -152,7 +184,9 @@ def test_samples_do_not_depend_on_the_batch(network, sampler, guidance):
             rng = Noise(3, indices)
             label, x = rng.integers(3, "label"), rng.normal((1, 8, 8), "start")
             grid = make_grid("time", model.path, 3)
-            parts.append(SAMPLERS[sampler].run(denoiser_for(model, label, 3, guidance), x, grid, rng))
+            parts.append(
+                SAMPLERS[sampler].run(denoiser_for(model, label, 3, guidance), x, grid, rng)
+            )
         return torch.cat(parts)
 
     with torch.no_grad():

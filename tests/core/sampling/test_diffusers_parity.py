@@ -1,6 +1,7 @@
 """Our samplers against diffusers' schedulers, with the same network and the same noise, to 1e-4.
 
-diffusers' step k is our t = (k + 1) / 1000; a schedule handed to both as explicit integer timesteps ends on clean data.
+diffusers' step k is our t = (k + 1) / 1000; a schedule handed to both as explicit integer timesteps
+ends on clean data.
 """
 
 from __future__ import annotations
@@ -32,13 +33,20 @@ PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 def network() -> UNet:
     torch.manual_seed(0)
     net = UNet(channels=1, side=8, widths=(16,), blocks=1, attention=(0,), patch=2)
-    for p in net.parameters():  # the head starts at zero; any network will do, as long as it is not constant
+    for p in (
+        net.parameters()
+    ):  # the head starts at zero; any network will do, as long as it is not constant
         torch.nn.init.normal_(p, std=0.15)
     return net.double().eval().requires_grad_(False)
 
 
 def grid_of(timesteps: list[int]) -> torch.Tensor:
-    return torch.cat([(torch.tensor(timesteps, dtype=torch.float64) + 1) / 1000, torch.zeros(1, dtype=torch.float64)])
+    return torch.cat(
+        [
+            (torch.tensor(timesteps, dtype=torch.float64) + 1) / 1000,
+            torch.zeros(1, dtype=torch.float64),
+        ]
+    )
 
 
 def start() -> tuple[torch.Tensor, Noise]:
@@ -57,7 +65,11 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def common(path: str, prediction: str) -> dict:
-    return {"num_train_timesteps": 1000, "prediction_type": PREDICTIONS[prediction], **SCHEDULES[path]}
+    return {
+        "num_train_timesteps": 1000,
+        "prediction_type": PREDICTIONS[prediction],
+        **SCHEDULES[path],
+    }
 
 
 @pytest.mark.parametrize("path", SCHEDULES)
@@ -66,14 +78,21 @@ def common(path: str, prediction: str) -> dict:
 def test_ddim(network, path, prediction, eta):
     x, rng = start()
     scheduler = diffusers.DDIMScheduler(
-        clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing", **common(path, prediction)
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        **common(path, prediction),
     )
     scheduler.set_timesteps(10)
     steps = scheduler.timesteps.tolist()
-    ours = ddim(Conditioned(Model(network, make_path(path), prediction)), x, grid_of(steps), rng, eta=eta)
+    ours = ddim(
+        Conditioned(Model(network, make_path(path), prediction)), x, grid_of(steps), rng, eta=eta
+    )
     for i, k in enumerate(steps):
         z = rng.normal(SHAPE[1:], "sampler", i + 1, dtype=torch.float64) if eta > 0 else None
-        x = scheduler.step(diffusers_output(network, x, k), k, x, eta=eta, variance_noise=z).prev_sample
+        x = scheduler.step(
+            diffusers_output(network, x, k), k, x, eta=eta, variance_noise=z
+        ).prev_sample
     assert_close(ours, x)
 
 
@@ -82,8 +101,17 @@ def test_ddim(network, path, prediction, eta):
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_ancestral_ddpm(network, path, prediction, variance, monkeypatch):
     x, rng = start()
-    ours = ddim(Conditioned(Model(network, make_path(path), prediction)), x, grid_of(STEPS), rng, eta=1.0, variance=variance)
-    scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type=f"fixed_{variance}", **common(path, prediction))
+    ours = ddim(
+        Conditioned(Model(network, make_path(path), prediction)),
+        x,
+        grid_of(STEPS),
+        rng,
+        eta=1.0,
+        variance=variance,
+    )
+    scheduler = diffusers.DDPMScheduler(
+        clip_sample=False, variance_type=f"fixed_{variance}", **common(path, prediction)
+    )
     scheduler.set_timesteps(timesteps=STEPS)
     import diffusers.schedulers.scheduling_ddpm as module
 
@@ -91,8 +119,11 @@ def test_ancestral_ddpm(network, path, prediction, variance, monkeypatch):
         z = rng.normal(SHAPE[1:], "sampler", i + 1, dtype=torch.float64)
         monkeypatch.setattr(module, "randn_tensor", lambda *a, _z=z, **b: _z)
         x = scheduler.step(diffusers_output(network, x, k), k, x).prev_sample
-    # The last interval ends on clean data in both; diffusers adds noise even there unless it starts at its step 0.
-    x = x - scheduler._get_variance(STEPS[-1]) ** 0.5 * rng.normal(SHAPE[1:], "sampler", len(STEPS), dtype=torch.float64)
+    # The last interval ends on clean data in both; diffusers adds noise even there unless it starts
+    # at its step 0.
+    x = x - scheduler._get_variance(STEPS[-1]) ** 0.5 * rng.normal(
+        SHAPE[1:], "sampler", len(STEPS), dtype=torch.float64
+    )
     assert_close(ours, x)
 
 
@@ -102,7 +133,12 @@ def test_ancestral_ddpm(network, path, prediction, variance, monkeypatch):
 def test_dpm_solver_2m(network, path, prediction, stochastic):
     x, rng = start()
     ours = dpm_solver(
-        Conditioned(Model(network, make_path(path), prediction)), x, grid_of(STEPS), rng, order=2, stochastic=stochastic
+        Conditioned(Model(network, make_path(path), prediction)),
+        x,
+        grid_of(STEPS),
+        rng,
+        order=2,
+        stochastic=stochastic,
     )
     scheduler = diffusers.DPMSolverMultistepScheduler(
         solver_order=2,
@@ -125,13 +161,22 @@ def test_dpm_solver_2m(network, path, prediction, stochastic):
 @pytest.mark.parametrize("order", [2, 3])
 def test_unipc(network, path, prediction, order):
     x, _ = start()
-    # diffusers also lowers the order of the step before the last; ours does not, so its orders are given as they fall there
-    ours = unipc(Conditioned(Model(network, make_path(path), prediction)), x, grid_of(STEPS), order=order)
+    # diffusers also lowers the order of the step before the last; ours does not, so its orders are
+    # given as they fall there
+    ours = unipc(
+        Conditioned(Model(network, make_path(path), prediction)), x, grid_of(STEPS), order=order
+    )
     scheduler = diffusers.UniPCMultistepScheduler(
-        solver_order=order, solver_type="bh2", final_sigmas_type="zero", lower_order_final=order < 3, **common(path, prediction)
+        solver_order=order,
+        solver_type="bh2",
+        final_sigmas_type="zero",
+        lower_order_final=order < 3,
+        **common(path, prediction),
     )
     scheduler.set_timesteps(len(STEPS))
-    reference = diffusers.DPMSolverMultistepScheduler(final_sigmas_type="zero", **common(path, prediction))
+    reference = diffusers.DPMSolverMultistepScheduler(
+        final_sigmas_type="zero", **common(path, prediction)
+    )
     reference.set_timesteps(timesteps=STEPS)
     scheduler.timesteps, scheduler.sigmas = torch.tensor(STEPS), reference.sigmas
     scheduler.num_inference_steps = len(STEPS)

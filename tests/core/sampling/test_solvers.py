@@ -1,4 +1,5 @@
-"""Samplers on distributions whose answers are known: order of convergence, whole trajectories, whole distributions."""
+"""Samplers on distributions whose answers are known: order of convergence, whole trajectories,
+whole distributions."""
 
 from functools import partial
 from itertools import pairwise
@@ -19,12 +20,22 @@ from core.noise import Noise
 from core.sampling.denoisers import Conditioned, denoiser_for
 from core.sampling.solvers import SAMPLERS, make_sampler
 from core.sampling.solvers.unipc import unipc
-from tests.helpers.exact import MEAN, STD, GaussianDenoiser, fitted_order, mixture, mixture_cdf, mixture_flow
+from tests.helpers.exact import (
+    MEAN,
+    STD,
+    GaussianDenoiser,
+    fitted_order,
+    mixture,
+    mixture_cdf,
+    mixture_flow,
+)
 
 DETERMINISTIC = [name for name, s in SAMPLERS.items() if not s.stochastic]
 STOCHASTIC = [name for name, s in SAMPLERS.items() if s.stochastic and s.order]
 SOLVERS = {name: (SAMPLERS[name].run, SAMPLERS[name].order) for name in DETERMINISTIC}
-SOLVERS |= {f"unipc-{p}": (partial(unipc, order=p), p + 1) for p in (1, 2, 3)}  # with its corrector one order more
+SOLVERS |= {
+    f"unipc-{p}": (partial(unipc, order=p), p + 1) for p in (1, 2, 3)
+}  # with its corrector one order more
 
 
 def _times(*values: float) -> torch.Tensor:
@@ -32,13 +43,21 @@ def _times(*values: float) -> torch.Tensor:
 
 
 def _interior(steps: int) -> torch.Tensor:
-    """From 0.95 to 0.1; the two tiny steps at the start keep a multistep method's first, low-order steps out of sight."""
-    return torch.cat([_times(0.95, 0.95 - 1e-5), torch.linspace(0.95 - 2e-5, 0.1, steps + 1, dtype=torch.float64)])
+    """From 0.95 to 0.1; the two tiny steps at the start keep a multistep method's first, low-order
+    steps out of sight."""
+    return torch.cat(
+        [
+            _times(0.95, 0.95 - 1e-5),
+            torch.linspace(0.95 - 2e-5, 0.1, steps + 1, dtype=torch.float64),
+        ]
+    )
 
 
 def _gaussians(path) -> GaussianDenoiser:
     """Several at once: a single one's error may cross zero and feign any order."""
-    return GaussianDenoiser(path, torch.full((4, 1), 0.5).double(), _times(0.2, 0.4, 0.7, 1.1)[:, None])
+    return GaussianDenoiser(
+        path, torch.full((4, 1), 0.5).double(), _times(0.2, 0.4, 0.7, 1.1)[:, None]
+    )
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -50,7 +69,9 @@ def test_order_on_gaussians(solver, name):
     x = torch.full((4, 1), 1.5, dtype=torch.float64)
     for n in steps:
         grid = _interior(n)
-        errors.append(float((run(denoiser, x, grid) - denoiser.flow(x, grid[0], grid[-1])).abs().max()))
+        errors.append(
+            float((run(denoiser, x, grid) - denoiser.flow(x, grid[0], grid[-1])).abs().max())
+        )
     assert fitted_order(steps, errors) >= order - 0.3
     assert errors[-1] > 1e-11, "below rounding, where no order can be seen"
     assert errors[0] < 0.05
@@ -65,7 +86,14 @@ def test_order_on_a_mixture(solver, name):
     exact = mixture_flow(path, x, 0.95, 0.1)
     denoiser = Conditioned(mixture(path))
     errors = [
-        float(np.sqrt(np.mean((run(denoiser, torch.tensor(x)[:, None], _interior(n))[:, 0].numpy() - exact) ** 2)))
+        float(
+            np.sqrt(
+                np.mean(
+                    (run(denoiser, torch.tensor(x)[:, None], _interior(n))[:, 0].numpy() - exact)
+                    ** 2
+                )
+            )
+        )
         for n in steps
     ]
     assert fitted_order(steps, errors) >= order - 0.3
@@ -73,7 +101,8 @@ def test_order_on_a_mixture(solver, name):
 
 
 def test_third_order_of_dpm_solver_is_lost_in_diffusers():
-    """Its second difference has half the weight of ours: of order 2 by measurement, while ours is of order 3."""
+    """Its second difference has half the weight of ours: of order 2 by measurement, while ours is
+    of order 3."""
     path, steps = make_path("vp-cosine"), [40, 80, 160, 320]
     denoiser, x = _gaussians(path), torch.full((4, 1), 1.5, dtype=torch.float64)
 
@@ -95,7 +124,9 @@ def test_third_order_of_dpm_solver_is_lost_in_diffusers():
     for n in steps:
         grid = _interior(n)
         exact = denoiser.flow(x, grid[0], grid[-1])
-        errors["ours"].append(float((SAMPLERS["dpm++3m"].run(denoiser, x, grid) - exact).abs().max()))
+        errors["ours"].append(
+            float((SAMPLERS["dpm++3m"].run(denoiser, x, grid) - exact).abs().max())
+        )
         errors["theirs"].append(float((theirs(grid) - exact).abs().max()))
     assert fitted_order(steps, errors["ours"]) > 2.8
     assert 1.7 < fitted_order(steps, errors["theirs"]) < 2.3
@@ -104,7 +135,8 @@ def test_third_order_of_dpm_solver_is_lost_in_diffusers():
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize(
-    "solver, tolerance", [("ddim", 0.02), ("heun", 1e-3), ("dpm++2m", 2e-3), ("dpm++3m", 2e-3), ("unipc", 1e-3)]
+    "solver, tolerance",
+    [("ddim", 0.02), ("heun", 1e-3), ("dpm++2m", 2e-3), ("dpm++3m", 2e-3), ("unipc", 1e-3)],
 )
 def test_whole_trajectories(solver, tolerance, name):
     """From pure noise to the data on the usual grid, both ends included."""
@@ -112,12 +144,17 @@ def test_whole_trajectories(solver, tolerance, name):
     x = stats.norm.ppf((np.arange(21) + 0.5) / 21)
     exact = mixture_flow(path, x, 1.0, 1e-9)
     grid = make_grid(SAMPLERS[solver].grid, path, 200)
-    got = SAMPLERS[solver].run(Conditioned(mixture(path)), torch.tensor(x)[:, None], grid)[:, 0].numpy()
+    got = (
+        SAMPLERS[solver]
+        .run(Conditioned(mixture(path)), torch.tensor(x)[:, None], grid)[:, 0]
+        .numpy()
+    )
     assert np.sqrt(np.mean((got - exact) ** 2)) < tolerance
 
 
 class Impulses:
-    """In place of Noise: sample j gets noise 1 at step j - 1 and none at any other; samples 0 and 1 get none at all."""
+    """In place of Noise: sample j gets noise 1 at step j - 1 and none at any other; samples 0 and 1
+    get none at all."""
 
     def __init__(self, count: int):
         self.count = count
@@ -129,9 +166,11 @@ class Impulses:
 
 
 def _moments(run, denoiser: GaussianDenoiser, grid: torch.Tensor) -> tuple[float, float]:
-    """The exact mean and standard deviation of a sampler's results on one Gaussian, without a random number.
+    """The exact mean and standard deviation of a sampler's results on one Gaussian, without a
+    random number.
 
-    All is linear in the starting noise and the noise of each step: their impulse responses add in squares.
+    All is linear in the starting noise and the noise of each step: their impulse responses add in
+    squares.
     """
     count = len(grid) + 1  # the mean, the start, and each step
     mean, std = denoiser.marginal(grid[0])
@@ -151,7 +190,10 @@ def test_weak_order(sampler, name):
         error = 0.0
         for m, s in ((0.5, 0.2), (-0.3, 0.7), (1.0, 1.2)):
             denoiser = GaussianDenoiser(path, _times(m), _times(s))
-            got, exact = _moments(SAMPLERS[sampler].run, denoiser, grid), denoiser.marginal(grid[-1])
+            got, exact = (
+                _moments(SAMPLERS[sampler].run, denoiser, grid),
+                denoiser.marginal(grid[-1]),
+            )
             error = max(error, *(abs(g - float(e)) for g, e in zip(got, exact, strict=True)))
         errors.append(error)
     assert fitted_order(steps, errors) >= SAMPLERS[sampler].order - 0.3
@@ -165,7 +207,9 @@ def test_whole_runs_have_the_right_moments(sampler, name):
     for n in (100, 400):
         grid, error = make_grid("time", path, n), 0.0
         for m, s in ((0.5, 0.2), (-0.3, 0.5)):
-            mean, std = _moments(SAMPLERS[sampler].run, GaussianDenoiser(path, _times(m), _times(s)), grid)
+            mean, std = _moments(
+                SAMPLERS[sampler].run, GaussianDenoiser(path, _times(m), _times(s)), grid
+            )
             error = max(error, abs(mean - m), abs(std - s))
         errors.append(error)
     assert errors[0] < 0.05 and errors[1] < 0.4 * errors[0]
@@ -177,7 +221,11 @@ def test_samples_of_a_mixture(sampler, name):
     """The samples themselves, drawn with the repository's noise, come from the mixture."""
     path, rng = make_path(name), Noise(1, torch.arange(3000))
     x = rng.normal((1,), "start", dtype=torch.float64)
-    got = SAMPLERS[sampler].run(Conditioned(mixture(path)), x, make_grid("time", path, 250), rng)[:, 0].numpy()
+    got = (
+        SAMPLERS[sampler]
+        .run(Conditioned(mixture(path)), x, make_grid("time", path, 250), rng)[:, 0]
+        .numpy()
+    )
     assert stats.kstest(got, mixture_cdf).pvalue > 1e-3
     assert got.mean() == pytest.approx(MEAN, abs=4 * STD / np.sqrt(3000))
     assert got.std() == pytest.approx(STD, rel=0.06)
@@ -185,7 +233,8 @@ def test_samples_of_a_mixture(sampler, name):
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 def test_jumps_of_an_exact_consistency_function(steps):
-    """Every jump of an exact consistency function lands on the data, so any number of them has the right moments."""
+    """Every jump of an exact consistency function lands on the data, so any number of them has the
+    right moments."""
     path = make_path("trigonometric")
     gaussian = GaussianDenoiser(path, _times(0.5), _times(0.3))
 
@@ -193,7 +242,9 @@ def test_jumps_of_an_exact_consistency_function(steps):
         return Denoised(gaussian.flow(x, t, torch.tensor(0.0)), torch.full_like(x, torch.nan))
 
     consistent.path, consistent.marginal = path, gaussian.marginal
-    assert _moments(SAMPLERS["jump"].run, consistent, make_grid("time", path, steps)) == pytest.approx((0.5, 0.3))
+    assert _moments(
+        SAMPLERS["jump"].run, consistent, make_grid("time", path, steps)
+    ) == pytest.approx((0.5, 0.3))
 
 
 class QuickNoise:
@@ -209,7 +260,8 @@ class QuickNoise:
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_step_count_ends_at_the_data(sampler, name):
-    """Finite and near the data at 1, 2, 3, 999 and 1000 steps; discrete grids too; no callback is missed."""
+    """Finite and near the data at 1, 2, 3, 999 and 1000 steps; discrete grids too; no callback is
+    missed."""
     path, rng = make_path(name), QuickNoise(64)
     x = rng.normal((1,), "start", dtype=torch.float64)
     denoiser = GaussianDenoiser(path, _times(0.5), _times(0.3))
@@ -220,9 +272,15 @@ def test_every_step_count_ends_at_the_data(sampler, name):
         assert (got - 0.5).abs().max() < 0.3 * 4.5, f"{steps} steps end outside the data"
         assert float(got.mean()) == pytest.approx(0.5, abs=0.15)
         if steps >= 999 and SAMPLERS[sampler].order:
-            assert float(got.std()) == pytest.approx(0.3, abs=0.09)  # three standard errors of 64 samples
-        assert [p.index for p in seen] == list(range(1, steps + 1)) and {p.steps for p in seen} == {steps}
-        assert [p.t for p in seen] == grid[:-1].tolist() and [p.s for p in seen] == grid[1:].tolist()
+            assert float(got.std()) == pytest.approx(
+                0.3, abs=0.09
+            )  # three standard errors of 64 samples
+        assert [p.index for p in seen] == list(range(1, steps + 1)) and {p.steps for p in seen} == {
+            steps
+        }
+        assert [p.t for p in seen] == grid[:-1].tolist() and [p.s for p in seen] == grid[
+            1:
+        ].tolist()
         assert torch.equal(seen[-1].x, got)
 
 
@@ -263,7 +321,9 @@ def test_evaluations_per_sample(sampler, guidance):
     denoiser = denoiser_for(model, torch.tensor([0, 1, 1]), 2, guidance)
     rng = Noise(0, torch.arange(batch))
     with count_evals(network) as counter, torch.no_grad():
-        SAMPLERS[sampler].run(denoiser, rng.normal((1, 4, 4), "start"), make_grid("time", model.path, steps), rng)
+        SAMPLERS[sampler].run(
+            denoiser, rng.normal((1, 4, 4), "start"), make_grid("time", model.path, steps), rng
+        )
     expected = (2 * steps - 1 if sampler == "heun" else steps) * (2 if guidance != 1.0 else 1)
     assert network.samples == batch * expected
     assert counter.forwards == counter.evals == network.samples
@@ -272,7 +332,9 @@ def test_evaluations_per_sample(sampler, guidance):
 def test_stochastic_samplers_ask_for_noise():
     denoiser = GaussianDenoiser(make_path("rectified"), _times(0.5), _times(0.3))
     for name, sampler in SAMPLERS.items():
-        run = partial(sampler.run, denoiser, torch.ones(1, 1).double(), make_grid("time", denoiser.path, 3))
+        run = partial(
+            sampler.run, denoiser, torch.ones(1, 1).double(), make_grid("time", denoiser.path, 3)
+        )
         if sampler.stochastic:
             with pytest.raises(ValueError, match="rng"):
                 run()

@@ -1,4 +1,5 @@
-"""The trainer: resume to the bit after a kill, one process equal to two, accumulation, budgets, the NaN guard, offline wandb."""
+"""The trainer: resume to the bit after a kill, one process equal to two, accumulation, budgets, the
+NaN guard, offline wandb."""
 
 from __future__ import annotations
 
@@ -54,17 +55,16 @@ def assert_joined(run: Path, processes: int) -> None:
     assert json.loads((latest_checkpoint(run) / "price.json").read_text())["processes"] == processes
 
 
-
-
-
-
 def metrics(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows
+    ]
 
 
 def test_resume_after_kill_is_equal_to_the_bit(tmp_path):
-    """kill -9 in the middle, with dropout, label dropout, warm-up and decay: weights, average and log come out the same."""
+    """kill -9 in the middle, with dropout, label dropout, warm-up and decay: weights, average and
+    log come out the same."""
     options = dict(
         images=1920,
         network={"dropout": 0.2},
@@ -74,14 +74,22 @@ def test_resume_after_kill_is_equal_to_the_bit(tmp_path):
     train_tiny(tmp_path / "whole", **options)
 
     file = write_config(tmp_path, tiny_config(tmp_path / "killed", **options))
-    process = subprocess.Popen(command(file), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(file), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
-    while latest_checkpoint(tmp_path / "killed") is None and process.poll() is None and time.monotonic() < deadline:
+    while (
+        latest_checkpoint(tmp_path / "killed") is None
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
     interrupted = latest_checkpoint(tmp_path / "killed")
-    assert interrupted is not None and images_of(interrupted) < 1920, "the kill came too late to test anything"
+    assert interrupted is not None and images_of(interrupted) < 1920, (
+        "the kill came too late to test anything"
+    )
     subprocess.run(command(file), cwd=ROOT, env=environment(), check=True, capture_output=True)
 
     assert images_of(latest_checkpoint(tmp_path / "killed")) == 1920
@@ -89,11 +97,17 @@ def test_resume_after_kill_is_equal_to_the_bit(tmp_path):
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
 
 
-@pytest.mark.parametrize(("name", "prediction"), [("progressive", "v"), ("consistency", "v"), ("consistency", "eps")])
+@pytest.mark.parametrize(
+    ("name", "prediction"), [("progressive", "v"), ("consistency", "v"), ("consistency", "eps")]
+)
 def test_students_resume_within_a_stage_to_the_bit(tmp_path, name, prediction):
-    """The networks that are not trained by the optimiser (a stage's teacher, a target average) are part of the checkpoint."""
+    """The networks that are not trained by the optimiser (a stage's teacher, a target average) are
+    part of the checkpoint."""
     train_tiny(tmp_path / "teacher", images=320, prediction=prediction, path="vp-linear")
-    extra = {"progressive": {"start_steps": 4}, "consistency": {"steps_start": 4, "steps_end": 16, "target_half_life": 200.0}}
+    extra = {
+        "progressive": {"start_steps": 4},
+        "consistency": {"steps_start": 4, "steps_end": 16, "target_half_life": 200.0},
+    }
     options = dict(method={"teacher": str(tmp_path / "teacher"), **extra[name]}, images=1600)
     train_tiny(tmp_path / "whole", name, **options)
     # stop at a checkpoint in mid-stage by an exception, as a crash would
@@ -118,25 +132,55 @@ def test_students_resume_within_a_stage_to_the_bit(tmp_path, name, prediction):
 
 
 def test_a_stage_is_previewed_in_its_own_number_of_steps(tmp_path):
-    """The last picture of a student made for one step is what it gives in one, not in the `log.steps` of everybody else."""
+    """The last picture of a student made for one step is what it gives in one, not in the
+    `log.steps` of everybody else."""
     train_tiny(tmp_path / "teacher", images=640)
     method = {"teacher": str(tmp_path / "teacher"), "start_steps": 2}
     train_tiny(tmp_path / "student", "progressive", images=640, method=method, log={"steps": 2})
-    picture = np.asarray(Image.open(max((tmp_path / "student" / "samples").glob("*.png"))).convert("L"))
+    picture = np.asarray(
+        Image.open(max((tmp_path / "student" / "samples").glob("*.png"))).convert("L")
+    )
     for steps, same in ((1, True), (2, False)):
-        images = sample_images(load(tmp_path / "student", steps=1), "ddim", steps, torch.arange(10), seed=0)
+        images = sample_images(
+            load(tmp_path / "student", steps=1), "ddim", steps, torch.arange(10), seed=0
+        )
         save_png(tile(images, columns=10), tmp_path / "expected.png", scale=8)
-        assert np.array_equal(picture, np.asarray(Image.open(tmp_path / "expected.png").convert("L"))) == same
+        assert (
+            np.array_equal(picture, np.asarray(Image.open(tmp_path / "expected.png").convert("L")))
+            == same
+        )
 
 
 def test_two_processes_equal_one_at_the_same_global_batch(tmp_path):
-    """accelerate launch with two gloo processes: weights and average agree with one process to rounding."""
+    """accelerate launch with two gloo processes: weights and average agree with one process to
+    rounding."""
     train_tiny(tmp_path / "one", images=1280, method={"label_dropout": 0.2})
-    file = write_config(tmp_path, tiny_config(tmp_path / "two", images=1280, method={"label_dropout": 0.2}))
-    # --multi_gpu is how accelerate's launcher spells torchrun; with --cpu it would start one process, and say nothing.
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()), "-m"]
-    done = subprocess.run(command(file, *launcher), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    file = write_config(
+        tmp_path, tiny_config(tmp_path / "two", images=1280, method={"label_dropout": 0.2})
+    )
+    # --multi_gpu is how accelerate's launcher spells torchrun; with --cpu it would start one
+    # process, and say nothing.
+    launcher = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launcher += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(free_port()),
+        "-m",
+    ]
+    done = subprocess.run(
+        command(file, *launcher), cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert_joined(tmp_path / "two", 2)
     start = weights_at_start(tmp_path)
@@ -145,7 +189,10 @@ def test_two_processes_equal_one_at_the_same_global_batch(tmp_path):
         for name in one:
             moved = (one[name] - start[name]).abs().max()
             assert (one[name] - two[name]).abs().max() < 1e-3 * moved + 1e-6, f"{which} {name}"
-    prices = [json.loads((latest_checkpoint(tmp_path / n) / "price.json").read_text()) for n in ("one", "two")]
+    prices = [
+        json.loads((latest_checkpoint(tmp_path / n) / "price.json").read_text())
+        for n in ("one", "two")
+    ]
     assert prices[0]["evals"] == prices[1]["evals"] == 1280 * 3
 
 
@@ -160,11 +207,14 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path):
     start = weights_at_start(tmp_path)
     one, four = weights(tmp_path / "one", "raw"), weights(tmp_path / "four", "raw")
     for name in one:
-        assert (one[name] - four[name]).abs().max() < 1e-3 * (one[name] - start[name]).abs().max() + 1e-6, name
+        assert (one[name] - four[name]).abs().max() < 1e-3 * (
+            one[name] - start[name]
+        ).abs().max() + 1e-6, name
 
 
 def test_average_is_the_recurrence_of_the_weights(tmp_path):
-    """The EMA in the checkpoint against the recurrence written out over the recorded weights of every step."""
+    """The EMA in the checkpoint against the recurrence written out over the recorded weights of
+    every step."""
     import core.training.trainer
 
     seen: list[dict[str, torch.Tensor]] = []
@@ -183,7 +233,9 @@ def test_average_is_the_recurrence_of_the_weights(tmp_path):
     average = weights(tmp_path / "run", "ema")
     beta = 0.5 ** (64 / 320)
     for name in average:
-        expected = seen[1][name].double()  # ema-pytorch starts from the weights after the first step
+        expected = seen[1][
+            name
+        ].double()  # ema-pytorch starts from the weights after the first step
         for step, value in enumerate(seen[2:], start=1):
             decay = min(1 - (1 + step) ** (-2 / 3), beta)
             expected = decay * expected + (1 - decay) * value[name].double()
@@ -191,10 +243,13 @@ def test_average_is_the_recurrence_of_the_weights(tmp_path):
 
 
 def test_budget_in_network_evaluations_counts_every_network(tmp_path):
-    """Consistency distillation with Heun: student forward and backward 3, teacher 2, stop-gradient target 1 = 6 an image,
-    less the teacher's second evaluation where no step of the batch needs it."""
+    """Consistency distillation with Heun: student forward and backward 3, teacher 2, stop-gradient
+    target 1 = 6 an image, less the teacher's second evaluation where no step of the batch needs
+    it."""
     train_tiny(tmp_path / "teacher", images=320)
-    options = dict(method={"teacher": str(tmp_path / "teacher"), "steps_start": 16, "steps_end": 16})
+    options = dict(
+        method={"teacher": str(tmp_path / "teacher"), "steps_start": 16, "steps_end": 16}
+    )
     values = {"budget": {"images": None, "evals": 6 * 640.0}}
     train_tiny(tmp_path / "student", "consistency", **options, **values)
     price = json.loads((latest_checkpoint(tmp_path / "student") / "price.json").read_text())
@@ -211,16 +266,22 @@ def test_nan_stops_with_the_batch_on_disk(tmp_path):
 
 
 def wandb_records(file: Path):
-    """The protobuf records of an offline run's file: LevelDB's log format behind a header of 7 bytes."""
+    """The protobuf records of an offline run's file: LevelDB's log format behind a header of 7
+    bytes."""
     from wandb.proto import wandb_internal_pb2
 
     data, position, body, block = file.read_bytes(), 7, b"", 32768
     assert data[:4] == b":W&B"
     while position + 7 <= len(data):
-        if block - position % block < 7:  # too little room for a record's head: the rest of the block is padding
+        if (
+            block - position % block < 7
+        ):  # too little room for a record's head: the rest of the block is padding
             position += block - position % block
             continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        length, kind = (
+            int.from_bytes(data[position + 4 : position + 6], "little"),
+            data[position + 6],
+        )
         body += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # a whole record, or its last part
@@ -231,12 +292,21 @@ def wandb_records(file: Path):
 
 
 def test_wandb_offline_run_leaves_its_history(tmp_path):
-    file = write_config(tmp_path, tiny_config(tmp_path / "run", images=640, log={"wandb": "offline"}))
-    done = subprocess.run(command(file), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    file = write_config(
+        tmp_path, tiny_config(tmp_path / "run", images=640, log={"wandb": "offline"})
+    )
+    done = subprocess.run(
+        command(file), cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     history = [r.history for r in wandb_records(file) if r.WhichOneof("record_type") == "history"]
-    losses = [json.loads(i.value_json) for h in history for i in h.item if "loss" in (i.key, *i.nested_key)]
+    losses = [
+        json.loads(i.value_json)
+        for h in history
+        for i in h.item
+        if "loss" in (i.key, *i.nested_key)
+    ]
     assert losses == [row["loss"] for row in metrics(tmp_path / "run")]
     assert len(losses) == 2
 
@@ -248,5 +318,8 @@ def test_a_run_may_be_moved_and_logged_otherwise(tmp_path):
     before = sorted((tmp_path / "there" / "checkpoints").iterdir())
     train_tiny(tmp_path / "there", images=64, log={"checkpoint_every": 64, "sampler": "heun"})
     assert sorted((tmp_path / "there" / "checkpoints").iterdir()) == before
-    with pytest.raises(UserError, match="there was trained with another config: budget.images is 64 there and 128 here"):
+    with pytest.raises(
+        UserError,
+        match="there was trained with another config: budget.images is 64 there and 128 here",
+    ):
         train_tiny(tmp_path / "there", images=128)

@@ -1,4 +1,5 @@
-"""Comparing two series: hand-made rows with hand-computed answers, and refusals that name what is in the way."""
+"""Comparing two series: hand-made rows with hand-computed answers, and refusals that name what is
+in the way."""
 
 from __future__ import annotations
 
@@ -36,20 +37,28 @@ def test_mean_of_sets_has_a_smaller_error():
 
 
 def test_errors_of_few_sets_need_more():
-    """Two means of 3 sets that do not differ at all are called different no more often than with well known errors, in 4.6 % of
-    trials; Welch's test is known to stay somewhat below its level with so few."""
+    """Two means of 3 sets that do not differ at all are called different no more often than with
+    well known errors, in 4.6 % of trials; Welch's test is known to stay somewhat below its level
+    with so few."""
     draw = torch.randn(4000, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     means, stds = draw.mean(2) + 9, draw.std(2)
 
     def one(name: str, mean: float, std: float) -> dict:
         return row(name, 1, mean, fid_std=std, fid_error="3 sets")
 
-    found = [compare([one("a", *x)], [one("b", *y)])[0][0] for x, y in torch.stack([means, stds], 2).tolist()]
+    found = [
+        compare([one("a", *x)], [one("b", *y)])[0][0]
+        for x, y in torch.stack([means, stds], 2).tolist()
+    ]
     assert sum(p.verdict != "none" for p in found) / len(found) == pytest.approx(0.036, abs=0.010)
-    assert sum(abs(p.z) >= 2 for p in found) / len(found) > 0.1  # what a bound of 2 would call different
+    assert (
+        sum(abs(p.z) >= 2 for p in found) / len(found) > 0.1
+    )  # what a bound of 2 would call different
     alike = compare([one("a", 9.0, 1.0)], [one("b", 9.0, 1.0)])[0][0]
     assert alike.needed == pytest.approx(2.869, abs=1e-3)  # Student's t, 4 degrees of freedom
-    assert compare([one("a", 9.0, 1e-9)], B)[0][0].needed == pytest.approx(2.0)  # the bootstrapped error is all of it
+    assert compare([one("a", 9.0, 1e-9)], B)[0][0].needed == pytest.approx(
+        2.0
+    )  # the bootstrapped error is all of it
 
 
 def test_by_network_evaluations():
@@ -63,7 +72,13 @@ def test_by_network_evaluations():
 
 
 @pytest.mark.parametrize(
-    "field, value", [("n", 1000), ("extractor_sha256", "ee"), ("reference_sha256", "ff"), ("reference", "digits test")]
+    "field, value",
+    [
+        ("n", 1000),
+        ("extractor_sha256", "ee"),
+        ("reference_sha256", "ff"),
+        ("reference", "digits test"),
+    ],
 )
 def test_other_protocol_is_refused_by_name(field, value):
     with pytest.raises(UserError, match=rf"differ in {field} \(.* and {value}\)"):
@@ -77,17 +92,29 @@ def test_each_common_protocol_is_compared_apart():
 
 
 def test_selection():
-    rows = [row("floor", None, 2.0), *A, *[{**r, "sampler": "unipc", "guidance_scale": 2.0} for r in A], *B]
+    rows = [
+        row("floor", None, 2.0),
+        *A,
+        *[{**r, "sampler": "unipc", "guidance_scale": 2.0} for r in A],
+        *B,
+    ]
     assert [r["method"] for r in select(rows, "b")] == ["b"] * 4
     assert {r["sampler"] for r in select(rows, "method=a,guidance_scale=2")} == {"unipc"}
-    with pytest.raises(UserError, match=r"differ in sampler \(ddim and unipc\): say which, for example a,sampler=unipc"):
+    with pytest.raises(
+        UserError,
+        match=r"differ in sampler \(ddim and unipc\): say which, for example a,sampler=unipc",
+    ):
         compare(select(rows, "a"), B, names=("a", "b"))
     with pytest.raises(UserError, match="unknown key 'smapler'.*did you mean 'sampler'"):
         select(rows, "a,smapler=ddim")
     with pytest.raises(UserError, match="no row is 'floor'"):
         select(rows, "floor")
     again = {**A[0], "fid": 1.5}
-    assert [r["fid"] for r in select([*A, again], "a")] == [1.5, 5.0, 3.0]  # measured again: the last counts
+    assert [r["fid"] for r in select([*A, again], "a")] == [
+        1.5,
+        5.0,
+        3.0,
+    ]  # measured again: the last counts
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
@@ -105,7 +132,10 @@ def test_command_line(tmp_path, monkeypatch, capsys):
 
     assert run(one, "--a", "a", "--b", "b") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "FD@449, digits-cnn" in lines[0] and " ".join(lines[2].split()) == "1 10 11 -1 0.5 0.909 -2.0 a is better"
+    assert (
+        "FD@449, digits-cnn" in lines[0]
+        and " ".join(lines[2].split()) == "1 10 11 -1 0.5 0.909 -2.0 a is better"
+    )
     assert lines[4].endswith("within the error")
     mixed = tmp_path / "mixed.jsonl"  # as a sweep that was interrupted and extended leaves it
     order = [(449, 1, 1.0), (1000, 1, 2.0), (449, 2, 3.0)]
@@ -121,6 +151,11 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         ["1", "2"],
     ]
     assert run(one, two, "--a", "a") == 0
-    assert capsys.readouterr().out.splitlines()[2].endswith("+11.8  a (2nd) is better")  # 5 / sqrt(2 * 0.3^2)
-    for arguments, words in [((one, "--a", "a"), "--b is missing"), ((tmp_path / "no", "--a", "a", "--b", "b"), "has no rows")]:
+    assert (
+        capsys.readouterr().out.splitlines()[2].endswith("+11.8  a (2nd) is better")
+    )  # 5 / sqrt(2 * 0.3^2)
+    for arguments, words in [
+        ((one, "--a", "a"), "--b is missing"),
+        ((tmp_path / "no", "--a", "a", "--b", "b"), "has no rows"),
+    ]:
         assert run(*arguments) == 2 and words in capsys.readouterr().err

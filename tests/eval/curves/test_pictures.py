@@ -1,4 +1,5 @@
-"""Tables and plots: rows of another protocol never mix, colours stay with their methods, and every picture is written."""
+"""Tables and plots: rows of another protocol never mix, colours stay with their methods, and every
+picture is written."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ ROWS = [
 
 
 def test_other_n_is_another_group():
-    more = [row("ddpm", 1, 30.0, n=1000), row("ddpm", 1, 40.0, extractor="inception-v3-compat", metric="FID")]
+    more = [
+        row("ddpm", 1, 30.0, n=1000),
+        row("ddpm", 1, 40.0, extractor="inception-v3-compat", metric="FID"),
+    ]
     groups = by_protocol(ROWS + more)
     assert [len(group) for group in groups] == [6, 2, 1]
     assert [r["n"] for r in groups[1]] == [1000, 449]  # the floor of 449 joins, and says so
@@ -37,7 +41,8 @@ def test_other_n_is_another_group():
 
 
 def test_a_point_measured_again_replaces_the_old_one(tmp_path):
-    """After more training, or with another error bar: every table, the ranking, the ratios and the pictures take the last row."""
+    """After more training, or with another error bar: every table, the ranking, the ratios and the
+    pictures take the last row."""
     again = [
         row("new", 1, 20.0, weights_sha256="of half the training"),
         row("new", 1, 60.0, fid_error="3 sets"),
@@ -46,8 +51,18 @@ def test_a_point_measured_again_replaces_the_old_one(tmp_path):
     rows = [row("ddpm", 1, 100.0), *again, row("new", 2, 50.0)]
     rows = [r | {"precision": None, "recall": None, "seconds_per_image": None} for r in rows]
     (group,) = by_protocol(rows)
-    assert [(r["method"], r["steps"], r["fid"]) for r in group] == [("ddpm", 1, 100.0), ("new", 1, 70.0), ("new", 2, 50.0)]
-    for table in (text_tables, markdown_tables, ranking_tables, trade_off_tables, lambda rows: ratio_tables(rows, "new")):
+    assert [(r["method"], r["steps"], r["fid"]) for r in group] == [
+        ("ddpm", 1, 100.0),
+        ("new", 1, 70.0),
+        ("new", 2, 50.0),
+    ]
+    for table in (
+        text_tables,
+        markdown_tables,
+        ranking_tables,
+        trade_off_tables,
+        lambda rows: ratio_tables(rows, "new"),
+    ):
         assert "70.0" in table(rows) or "1.40" in table(rows)
         assert "20.0" not in table(rows) and "60.0" not in table(rows)
     assert [r["fid"] for r in series_of(group)[series_key(again[0])]] == [70.0, 50.0]
@@ -64,8 +79,16 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
 
 
 def test_pictures_of_like_protocols_have_names_of_their_own(tmp_path):
-    like = [{"n": 1000}, {"n": 1000, "reference": "digits test"}, {"n": 1000, "extractor_sha256": "ef" * 32}]
-    written = plot_all([row("ddpm", 1, 5.0), *(row("ddpm", 1, 5.0, **changes) for changes in like)], tmp_path, tmp_path)
+    like = [
+        {"n": 1000},
+        {"n": 1000, "reference": "digits test"},
+        {"n": 1000, "extractor_sha256": "ef" * 32},
+    ]
+    written = plot_all(
+        [row("ddpm", 1, 5.0), *(row("ddpm", 1, 5.0, **changes) for changes in like)],
+        tmp_path,
+        tmp_path,
+    )
     assert len(set(written)) == len(written) and {
         f"curves-digits-digits-cnn-1000{end}.png" for end in ("", "-test", "-train")
     } < {path.name for path in written}
@@ -74,7 +97,19 @@ def test_pictures_of_like_protocols_have_names_of_their_own(tmp_path):
 def test_tables():
     text = text_tables(ROWS).splitlines()
     assert text[1].split() == ["steps", "1", "2", "10", "1000"]
-    assert text[2].split() == ["ddpm", "ddim", "500", "±", "50", "50.0", "±", "5.0", "0.500", "±", "0.050"]
+    assert text[2].split() == [
+        "ddpm",
+        "ddim",
+        "500",
+        "±",
+        "50",
+        "50.0",
+        "±",
+        "5.0",
+        "0.500",
+        "±",
+        "0.050",
+    ]
     assert "| new ddim | 50.0 ± 5.0 | 25.0 ± 2.5 |  |  |" in markdown_tables(ROWS)
     assert "| 178.6 ± 0.3 |" in markdown_tables([row("new", 1, 178.605, fid_std=0.322)])
 
@@ -85,7 +120,11 @@ def test_a_method_keeps_its_colour():
     many = look_of("progressive", "ddim", ["a", "b", "consistency", "progressive"], styles)
     assert few == many
     methods = [*styles, "a", "b", "c"]
-    students = [look_of(m, "ddim", methods, styles).color for m in methods if not styles.get(m) or not styles[m].neutral]
+    students = [
+        look_of(m, "ddim", methods, styles).color
+        for m in methods
+        if not styles.get(m) or not styles[m].neutral
+    ]
     assert len(set(students)) == len(students)
     looks = {look_of("ddpm", s, [], styles)[:3] for s in ("ddim", "ddpm", "heun", "unipc")}
     assert len(looks) == 4
@@ -105,7 +144,9 @@ def test_pictures_are_written(tmp_path):
     with Image.open(tmp_path / "out" / "curves.png") as image:
         assert image.width > 1000 and len(set(image.convert("L").resize((200, 120)).tobytes())) > 20
     svg = (tmp_path / "out" / "curves.svg").read_text()
-    assert "<!-- digits: FD@449 against digits train" in svg  # matplotlib names the text that it draws as outlines
+    assert (
+        "<!-- digits: FD@449 against digits train" in svg
+    )  # matplotlib names the text that it draws as outlines
     assert [len(points) for points in series_of(rows).values()] == [3, 2]
 
 
@@ -125,7 +166,9 @@ def test_seconds_are_drawn_where_they_are_known(tmp_path):
 @pytest.mark.parametrize("seed", range(20))
 def test_pareto_front_against_brute_force(seed):
     rng = np.random.default_rng(seed)
-    points = [tuple(map(float, p)) for p in rng.integers(0, 6, size=(rng.integers(1, 25), 2))]  # with many ties
+    points = [
+        tuple(map(float, p)) for p in rng.integers(0, 6, size=(rng.integers(1, 25), 2))
+    ]  # with many ties
 
     def beaten(p) -> bool:
         return any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points)
@@ -142,19 +185,35 @@ def test_only_a_floor_is_nothing_to_draw(tmp_path):
 
 
 def test_trade_off_counts_classes_and_picks_the_ends():
-    floor = row("floor", None, 2.0, class_histogram=[10, 10, 20], precision=0.9, recall=0.9, seconds_per_image=None)
+    floor = row(
+        "floor",
+        None,
+        2.0,
+        class_histogram=[10, 10, 20],
+        precision=0.9,
+        recall=0.9,
+        seconds_per_image=None,
+    )
     given = {"precision": 0.8, "recall": 0.5, "seconds_per_image": 0.002}
     points = [
         row("new", s, f, class_histogram=h, **given)
         for s, f, h in [(1, 9.0, [4, 0, 0]), (2, 3.0, [1, 1, 2]), (4, 4.0, [1, 1, 2])]
     ]
-    assert class_distance(points[0], floor) == pytest.approx(0.75)  # all of one class, which has a quarter of the data
+    assert class_distance(points[0], floor) == pytest.approx(
+        0.75
+    )  # all of one class, which has a quarter of the data
     assert class_distance(points[1], floor) == 0
     assert class_distance(points[0], None) == pytest.approx(2 / 3)
     assert class_distance(row("new", 1, 1.0, class_histogram=None), floor) is None
     lines = trade_off_tables([floor, *points]).splitlines()
     body = [line for line in lines if line.startswith(("| new", "| floor"))]
-    assert len(body) == 3 and "1 step " in body[0] and "75.0 %" in body[0] and "2 steps" in body[1] and "3.00" in body[1]
+    assert (
+        len(body) == 3
+        and "1 step " in body[0]
+        and "75.0 %" in body[0]
+        and "2 steps" in body[1]
+        and "3.00" in body[1]
+    )
 
 
 def test_coverage_is_drawn_where_it_was_measured(tmp_path):
@@ -176,9 +235,14 @@ def test_ratios_are_to_the_named_runs_best_with_both_errors():
     draw = torch.randn(2, 200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = (50 + draw[0]) / (20 + 0.4 * draw[1])
     value, std = ratio(other, best)
-    assert value == pytest.approx(float(drawn.mean()), rel=2e-3) and std == pytest.approx(float(drawn.std()), rel=2e-2)
+    assert value == pytest.approx(float(drawn.mean()), rel=2e-3) and std == pytest.approx(
+        float(drawn.std()), rel=2e-2
+    )
     assert ratio_tables([row("ddpm", 100, 3.0)], "ddpm") == ""  # nothing of few steps to show
-    assert ratio(best, best) == (1.0, None) and ratio(row("new", 1, 50.0, fid_std=None), best) == (2.5, None)
+    assert ratio(best, best) == (1.0, None) and ratio(row("new", 1, 50.0, fid_std=None), best) == (
+        2.5,
+        None,
+    )
     with pytest.raises(UserError, match="no row is of run 'dpm'.*ddpm"):
         ratio_tables(ROWS, "dpm")
 
@@ -191,8 +255,14 @@ def test_ranking_names_the_best_at_equal_evaluations():
         row("sets", 1, 40.0, fid_std=5.0, fid_error="4 sets"),
     ]
     found = ranking(by_protocol(rows)[0])
-    assert {nfe: [r["method"] for r in best] for nfe, best in found.items()} == {1: ["sets", "new", "third", "ddpm"]}
+    assert {nfe: [r["method"] for r in best] for nfe, best in found.items()} == {
+        1: ["sets", "new", "third", "ddpm"]
+    }
     line = ranking_tables(rows).splitlines()[-1]
-    # the error of a mean of 4 sets is half their spread: (50 - 40) / sqrt(5^2 + 2.5^2), (60 - 40) / sqrt(8^2 + 2.5^2)
-    assert line == "| 1 | sets ddim 40.0 ± 2.5 | new ddim 50.0 ± 5.0 (z = 1.8) | third ddim 60.0 ± 8.0 (z = 2.4 *) |"
+    # the error of a mean of 4 sets is half their spread: (50 - 40) / sqrt(5^2 + 2.5^2), (60 - 40) /
+    # sqrt(8^2 + 2.5^2)
+    assert (
+        line
+        == "| 1 | sets ddim 40.0 ± 2.5 | new ddim 50.0 ± 5.0 (z = 1.8) | third ddim 60.0 ± 8.0 (z = 2.4 *) |"
+    )
     assert ranking_tables(ROWS[:3]) == ""

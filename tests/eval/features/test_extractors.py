@@ -12,7 +12,12 @@ import torch
 from core.data import load_data
 from core.errors import UserError
 from eval.features.classifiers import CLASSIFIERS, accuracy, load_classifier, weights_path
-from eval.features.extractors import INCEPTION_WEIGHTS, InceptionExtractor, check_reads, make_extractor
+from eval.features.extractors import (
+    INCEPTION_WEIGHTS,
+    InceptionExtractor,
+    check_reads,
+    make_extractor,
+)
 from eval.features.fidelity import torch_fidelity
 from eval.metrics.distances import frechet_distance, statistics
 from tests.helpers.images import Images
@@ -42,7 +47,8 @@ def test_features_do_not_depend_on_the_batch():
 
 
 def test_registered_with_torch_fidelity():
-    """calculate_metrics by name, through the package's own data loading and caching, gives our number."""
+    """calculate_metrics by name, through the package's own data loading and caching, gives our
+    number."""
 
     package = torch_fidelity()
     torch_fidelity()  # registering twice must not raise
@@ -61,7 +67,9 @@ def test_refusals(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # away from weights that scripts.fetch_inception may have written
     with pytest.raises(UserError, match="did you mean 'digits-cnn'"):
         make_extractor("digit-cnn")
-    with pytest.raises(UserError, match=r"digits-cnn on fashion_mnist: .*\(1, 8, 8\).*not .*\(1, 28, 28\)"):
+    with pytest.raises(
+        UserError, match=r"digits-cnn on fashion_mnist: .*\(1, 8, 8\).*not .*\(1, 28, 28\)"
+    ):
         check_reads(make_extractor("digits-cnn"), 1, 28, "fashion_mnist")
     broken = tmp_path / "w.safetensors"
     broken.write_bytes(weights_path("digits-cnn").read_bytes()[:-50])
@@ -79,7 +87,9 @@ def test_refusals(monkeypatch, tmp_path):
         raise OSError("connection refused")
 
     monkeypatch.setattr(torch_fidelity().utils, "create_feature_extractor", no_network)
-    with pytest.raises(UserError, match=f"could not be downloaded .connection refused.*{INCEPTION_WEIGHTS}"):
+    with pytest.raises(
+        UserError, match=f"could not be downloaded .connection refused.*{INCEPTION_WEIGHTS}"
+    ):
         InceptionExtractor()
 
 
@@ -90,7 +100,9 @@ def test_inception_on_grey_images(tmp_path, monkeypatch):
     file = tmp_path / "weights.pth"
     with monkeypatch.context() as patch:
         patch.setattr(theirs, "load_state_dict_from_url", lambda *args, **kwargs: {})
-        patch.setattr(theirs.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        patch.setattr(
+            theirs.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None
+        )
         state = theirs.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()
     torch.save(state, file)
     monkeypatch.setenv(INCEPTION_WEIGHTS, str(file))
@@ -100,7 +112,11 @@ def test_inception_on_grey_images(tmp_path, monkeypatch):
     assert (extractor.metric_name, extractor.width, features.shape) == ("FID", 2048, (2, 2048))
     assert torch.equal(features, extractor.network(images.repeat(1, 3, 1, 1))[0])
     fast = make_extractor("inception-v3-compat-bf16")  # same weights, other precision, another name
-    assert (fast.metric_name, fast.sha256, fast.name) == ("FID", extractor.sha256, "inception-v3-compat-bf16")
+    assert (fast.metric_name, fast.sha256, fast.name) == (
+        "FID",
+        extractor.sha256,
+        "inception-v3-compat-bf16",
+    )
     error = (fast(images) - features).norm() / features.norm()
     assert 1e-4 < error < 5e-2  # bfloat16 rounds to 4e-3, a hundred layers of it
     state["fc.bias"] += 1  # what the features do not depend on does not change the hash

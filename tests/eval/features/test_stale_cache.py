@@ -1,7 +1,8 @@
-"""torch-fidelity's cache knows names, not contents: a changed reference or extractor under an old name gives the old number.
+"""torch-fidelity's cache knows names, not contents: a changed reference or extractor under an old
+name gives the old number.
 
-Each test first shows the trap in the package as it is, then that our guard is not in it; each fails if the guard becomes a
-name again.
+Each test first shows the trap in the package as it is, then that our guard is not in it; each fails
+if the guard becomes a name again.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def test_changed_reference_under_the_same_name(data, tmp_path):
     before, after = ours(data), ours(changed)
     assert before == pytest.approx(theirs(data.images), rel=1e-3)
     assert after > 3 * before
-    assert after == pytest.approx(frechet_distance(*(statistics(extractor(i)) for i in (test, changed.images))), rel=1e-6)
+    assert after == pytest.approx(
+        frechet_distance(*(statistics(extractor(i)) for i in (test, changed.images))), rel=1e-6
+    )
 
 
 def test_changed_weights_under_the_same_name(data, tmp_path):
@@ -66,8 +69,12 @@ def test_changed_weights_under_the_same_name(data, tmp_path):
 
 def test_other_split_of_the_same_data(tmp_path):
     extractor = make_extractor("digits-cnn")
-    train, test = (reference_for(load_data("digits", s), extractor, tmp_path) for s in ("train", "test"))
-    assert (train.size, test.size) == (1348, 449) and not (train.statistics.mean == test.statistics.mean).all()
+    train, test = (
+        reference_for(load_data("digits", s), extractor, tmp_path) for s in ("train", "test")
+    )
+    assert (train.size, test.size) == (1348, 449) and not (
+        train.statistics.mean == test.statistics.mean
+    ).all()
 
 
 def test_registered_again_is_not_an_error():

@@ -1,4 +1,5 @@
-"""Metrics against closed forms and against small implementations in numpy that share no code with ours or torch-fidelity."""
+"""Metrics against closed forms and against small implementations in numpy that share no code with
+ours or torch-fidelity."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from scipy.linalg import sqrtm
 
 from core.errors import UserError
 from eval.features.fidelity import torch_fidelity
-from eval.metrics.distances import Statistics, bootstrap_std, frechet_distance, kernel_distance, precision_recall, statistics
+from eval.metrics.distances import (
+    Statistics,
+    bootstrap_std,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+    statistics,
+)
 
 
 def gaussian(seed: int, D: int = 5) -> Statistics:
@@ -28,7 +36,9 @@ def with_moments(s: Statistics, n: int, seed: int) -> torch.Tensor:
 
 def test_distance_of_one_dimensional_and_diagonal_gaussians():
     # In one dimension it is (m1 - m2)^2 + (s1 - s2)^2; over independent dimensions it adds up.
-    m1, m2, s1, s2 = map(np.array, ([1.0, -2.0, 0.0], [0.0, 2.0, 0.5], [1.0, 3.0, 0.2], [2.0, 0.5, 0.2]))
+    m1, m2, s1, s2 = map(
+        np.array, ([1.0, -2.0, 0.0], [0.0, 2.0, 0.5], [1.0, 3.0, 0.2], [2.0, 0.5, 0.2])
+    )
     expected = ((m1 - m2) ** 2 + (s1 - s2) ** 2).sum()
     got = frechet_distance(Statistics(m1, np.diag(s1**2)), Statistics(m2, np.diag(s2**2)))
     assert got == pytest.approx(expected, rel=1e-10)
@@ -37,7 +47,9 @@ def test_distance_of_one_dimensional_and_diagonal_gaussians():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_distance_of_correlated_gaussians_from_features(seed):
     a, b = gaussian(seed), gaussian(seed + 10)
-    expected = ((a.mean - b.mean) ** 2).sum() + np.trace(a.cov + b.cov - 2 * sqrtm(a.cov @ b.cov).real)
+    expected = ((a.mean - b.mean) ** 2).sum() + np.trace(
+        a.cov + b.cov - 2 * sqrtm(a.cov @ b.cov).real
+    )
     features = with_moments(a, 200, seed), with_moments(b, 300, seed + 1)
     assert frechet_distance(*map(statistics, features)) == pytest.approx(expected, rel=1e-8)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
@@ -58,9 +70,13 @@ def test_kernel_distance_against_double_loop():
         return (a @ b / 4 + 1) ** 3
 
     n = len(x)
-    same = sum(k(v[i], v[j]) for v in (x, y) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    same = sum(k(v[i], v[j]) for v in (x, y) for i in range(n) for j in range(n) if i != j) / (
+        n * (n - 1)
+    )
     cross = sum(k(a, b) for a in x for b in y) / n**2
-    assert kernel_distance(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(same - 2 * cross, rel=1e-9)
+    assert kernel_distance(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(
+        same - 2 * cross, rel=1e-9
+    )
 
 
 def test_precision_and_recall_against_brute_force():
@@ -68,19 +84,30 @@ def test_precision_and_recall_against_brute_force():
     fake, real = rng.normal(size=(60, 3)), 0.8 * rng.normal(size=(60, 3)) + 0.7
 
     def covered(points, balls):
-        radius = [np.sort(np.linalg.norm(balls - c, axis=1))[3] for c in balls]  # [0] is the point itself
-        return np.mean([any(np.linalg.norm(p - c) <= r for c, r in zip(balls, radius)) for p in points])
+        radius = [
+            np.sort(np.linalg.norm(balls - c, axis=1))[3] for c in balls
+        ]  # [0] is the point itself
+        return np.mean(
+            [any(np.linalg.norm(p - c) <= r for c, r in zip(balls, radius)) for p in points]
+        )
 
     precision, recall = precision_recall(torch.from_numpy(fake), torch.from_numpy(real))
     assert precision == pytest.approx(covered(fake, real), abs=1e-6)
     assert recall == pytest.approx(covered(real, fake), abs=1e-6)
-    assert precision != recall and 0.1 < precision < 0.95  # a case in which swapping them would show
+    assert (
+        precision != recall and 0.1 < precision < 0.95
+    )  # a case in which swapping them would show
 
 
 def test_kernel_distance_averages_over_subsets_of_a_thousand():
-    """With more than 1,000 images: unbiased, so zero within its error for equal distributions, and right for a shift."""
+    """With more than 1,000 images: unbiased, so zero within its error for equal distributions, and
+    right for a shift."""
     rng = np.random.default_rng(2)
-    x, y, z = rng.normal(size=(1500, 2)), rng.normal(size=(1500, 2)), rng.normal(size=(1500, 2)) + [0.6, 0.0]
+    x, y, z = (
+        rng.normal(size=(1500, 2)),
+        rng.normal(size=(1500, 2)),
+        rng.normal(size=(1500, 2)) + [0.6, 0.0],
+    )
 
     def whole(a, b):  # the biased estimate over all pairs, without their diagonal
         k = [((u @ v.T) / 2 + 1) ** 3 for u, v in ((a, a), (b, b), (a, b))]
@@ -93,23 +120,33 @@ def test_kernel_distance_averages_over_subsets_of_a_thousand():
     assert abs(kernel_distance(tensors[0], tensors[1])) < 0.1 * whole(x, z)
 
 
-@pytest.mark.parametrize("n, m", [(300, 300), (300, 1200), (1200, 1100)], ids=["whole", "one whole", "subsets"])
+@pytest.mark.parametrize(
+    "n, m", [(300, 300), (300, 1200), (1200, 1100)], ids=["whole", "one whole", "subsets"]
+)
 def test_kernel_distance_is_torch_fidelitys(n, m):
     rng = np.random.default_rng(4)
-    x, y = torch.from_numpy(rng.normal(size=(n, 6))), torch.from_numpy(rng.normal(size=(m, 6)) + 0.3)
+    x, y = (
+        torch.from_numpy(rng.normal(size=(n, 6))),
+        torch.from_numpy(rng.normal(size=(m, 6)) + 0.3),
+    )
     theirs = torch_fidelity().metric_kid.kid_features_to_metric(
         x, y, kid_subsets=50, kid_subset_size=min(1000, n, m), kid_kernel="poly", verbose=False
     )
     sums: dict = {}
     for _ in range(2):  # the second time with what the first left there
-        assert kernel_distance(x, y, sums) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+        assert kernel_distance(x, y, sums) == pytest.approx(
+            theirs["kernel_inception_distance_mean"], rel=1e-9
+        )
     kernel_distance(x[:50], y, sums)  # another n draws other images of the reference
     assert kernel_distance(x[:40], y, sums) == pytest.approx(kernel_distance(x[:40], y), rel=1e-12)
 
 
 def test_the_larger_set_is_cut_for_precision_and_recall():
     rng = np.random.default_rng(3)
-    fake, real = torch.from_numpy(rng.normal(size=(40, 3))), torch.from_numpy(rng.normal(size=(90, 3)))
+    fake, real = (
+        torch.from_numpy(rng.normal(size=(40, 3))),
+        torch.from_numpy(rng.normal(size=(90, 3))),
+    )
     assert precision_recall(fake, real) == precision_recall(fake, real[:40])
     assert precision_recall(fake, real) != precision_recall(fake, real[50:])
 
@@ -119,7 +156,9 @@ def test_bootstrap_resamples_are_the_distance_itself():
     generator = torch.Generator().manual_seed(7)
     draws = [torch.randint(50, (50,), generator=generator) for _ in range(6)]
     distances = [frechet_distance(statistics(x[draw]), reference) for draw in draws]
-    assert bootstrap_std(x, reference, 6, seed=7) == pytest.approx(np.std(distances, ddof=1), rel=1e-6)
+    assert bootstrap_std(x, reference, 6, seed=7) == pytest.approx(
+        np.std(distances, ddof=1), rel=1e-6
+    )
 
 
 def test_bootstrap_tells_the_spread_over_fresh_samples():

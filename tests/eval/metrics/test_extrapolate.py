@@ -1,4 +1,5 @@
-"""FID infinity on Gaussians, whose true distance is known while the distance of n images is too large."""
+"""FID infinity on Gaussians, whose true distance is known while the distance of n images is too
+large."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def test_subsets_are_measured_without_replacement():
         count = torch.zeros(200, dtype=torch.float64)
         count[chosen] = 1
         expected = frechet_distance(statistics(x[chosen]), REFERENCE)
-        assert float(resampled_distances(x, REFERENCE, [count])[0]) == pytest.approx(expected, rel=1e-8)
+        assert float(resampled_distances(x, REFERENCE, [count])[0]) == pytest.approx(
+            expected, rel=1e-8
+        )
 
 
 def test_line_is_fitted_to_the_inverse(monkeypatch):

@@ -1,4 +1,5 @@
-"""The same features give the same numbers in other public implementations: pytorch-fid, torchmetrics and prdc."""
+"""The same features give the same numbers in other public implementations: pytorch-fid,
+torchmetrics and prdc."""
 
 from __future__ import annotations
 
@@ -36,4 +37,6 @@ def test_precision_and_recall_are_prdcs(sets, capsys):
     size = min(map(len, sets))
     a, b = (x[:size] for x in sets)
     theirs = compute(b.numpy(), a.numpy(), nearest_k=3)
-    assert precision_recall(*sets) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1.5 / size)
+    assert precision_recall(*sets) == pytest.approx(
+        (theirs["precision"], theirs["recall"]), abs=1.5 / size
+    )

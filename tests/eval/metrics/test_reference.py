@@ -1,4 +1,5 @@
-"""The reference cache: another entry for other data or other weights, and nothing damaged is ever used."""
+"""The reference cache: another entry for other data or other weights, and nothing damaged is ever
+used."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def test_computed_once_and_right(tmp_path, data):
     assert counting.calls == 1 and len(list(tmp_path.iterdir())) == 1
     expected = statistics(extractor(data.images))
     for got in (first, second):
-        assert (got.statistics.mean == expected.mean).all() and (got.statistics.cov == expected.cov).all()
+        assert (got.statistics.mean == expected.mean).all() and (
+            got.statistics.cov == expected.cov
+        ).all()
         assert got.features.shape == (449, 64) and got.sha256 == data.sha256
 
 
@@ -80,13 +83,17 @@ def test_damaged_entry_is_computed_again(tmp_path, data, damage, capsys):
     counting = Counting(extractor)
     again = reference_for(data, extractor, tmp_path, counting)
     assert counting.calls == 1 and "damaged" in capsys.readouterr().err
-    assert (again.statistics.cov == good.statistics.cov).all() and torch.equal(again.features, good.features)
+    assert (again.statistics.cov == good.statistics.cov).all() and torch.equal(
+        again.features, good.features
+    )
     reference_for(data, extractor, tmp_path, counting)
     assert counting.calls == 1
 
 
 def test_interrupted_computation_goes_on_after_its_last_part(tmp_path, data, monkeypatch, capsys):
-    monkeypatch.setattr(eval.metrics.reference, "PART", 100)  # 449 images: 5 parts, the last one smaller
+    monkeypatch.setattr(
+        eval.metrics.reference, "PART", 100
+    )  # 449 images: 5 parts, the last one smaller
     extractor = make_extractor("digits-cnn")
     whole = reference_for(data, extractor, tmp_path / "whole")
     seen = []
@@ -106,7 +113,10 @@ def test_interrupted_computation_goes_on_after_its_last_part(tmp_path, data, mon
     resumed = reference_for(data, extractor, tmp_path / "cut", again, skip=told.append)
     assert told == [200]  # and the progress bar with it
     assert again.calls == 3 and "2 of 5 parts are there already" in capsys.readouterr().err
-    assert torch.equal(resumed.features, whole.features) and (resumed.statistics.cov == whole.statistics.cov).all()
+    assert (
+        torch.equal(resumed.features, whole.features)
+        and (resumed.statistics.cov == whole.statistics.cov).all()
+    )
     assert [path.suffix for path in (tmp_path / "cut").iterdir()] == [".safetensors"]
 
 
@@ -115,24 +125,34 @@ def test_of_two_commands_one_computes(tmp_path, data, monkeypatch, capsys):
     extractor = make_extractor("digits-cnn")
     path = cache_file(data, extractor, tmp_path)
     found = []
-    waiting = threading.Thread(target=lambda: found.append(shared_reference(data, extractor, tmp_path, PartialState(cpu=True))))
+    waiting = threading.Thread(
+        target=lambda: found.append(
+            shared_reference(data, extractor, tmp_path, PartialState(cpu=True))
+        )
+    )
     with FileLock(path.with_name(f".{path.name}.lock")):
         waiting.start()
         waiting.join(1.0)
         assert waiting.is_alive() and "waiting for it" in capsys.readouterr().err
         first = reference_for(data, extractor, tmp_path)
-        monkeypatch.setattr(type(extractor), "_features", lambda *_: pytest.fail("it computed the reference again"))
+        monkeypatch.setattr(
+            type(extractor), "_features", lambda *_: pytest.fail("it computed the reference again")
+        )
     waiting.join(30)
     assert torch.equal(found[0].features, first.features)
 
 
-def test_shipped_reference_measures_the_same_distance(run, cache, uninterrupted, tmp_path, monkeypatch):
+def test_shipped_reference_measures_the_same_distance(
+    run, cache, uninterrupted, tmp_path, monkeypatch
+):
     """Without the images' features: no KID, precision and recall, which tables leave out."""
     monkeypatch.setattr(eval.metrics.reference, "SHIPPED", tmp_path / "shipped")
     train, extractor = load_data("digits", "train"), make_extractor("digits-cnn")
     file = ship(train, extractor, cache, tmp_path / "shipped")
     assert file.stat().st_size < 4 * (64 + 64 * 65 / 2) + 1000
-    monkeypatch.setattr(type(extractor), "_features", lambda *_: pytest.fail("it computed the reference"))
+    monkeypatch.setattr(
+        type(extractor), "_features", lambda *_: pytest.fail("it computed the reference")
+    )
     found = reference_for(train, extractor, tmp_path / "nothing")
     assert found.features is None and found.size == 1348
     monkeypatch.undo()
@@ -142,17 +162,22 @@ def test_shipped_reference_measures_the_same_distance(run, cache, uninterrupted,
     measure(config(run, out, str(tmp_path / "empty")))
     assert not (tmp_path / "empty").exists()
     for got, expected in zip(read_rows(out), read_rows(uninterrupted), strict=True):
-        assert got["fid"] == pytest.approx(expected["fid"], rel=1e-4) and got["fid_std"] == pytest.approx(
-            expected["fid_std"], rel=1e-3
-        )
+        assert got["fid"] == pytest.approx(expected["fid"], rel=1e-4) and got[
+            "fid_std"
+        ] == pytest.approx(expected["fid_std"], rel=1e-3)
         assert (got["kid"], got["precision"], got["recall"]) == (None, None, None)
         assert got["class_histogram"] == expected["class_histogram"]
-    assert "| ddpm ddim | " in markdown_tables(read_rows(out)) and "|  |  |" in trade_off_tables(read_rows(out))
+    assert "| ddpm ddim | " in markdown_tables(read_rows(out)) and "|  |  |" in trade_off_tables(
+        read_rows(out)
+    )
 
     # of other data, or damaged, it is not used
     images = train.images.clone()
     images[0, 0, 3, 3] ^= 128
-    assert reference_for(replace(train, images=images), extractor, tmp_path / "other").features is not None
+    assert (
+        reference_for(replace(train, images=images), extractor, tmp_path / "other").features
+        is not None
+    )
     file.write_bytes(file.read_bytes()[:-1])
     assert reference_for(train, extractor, tmp_path / "again").features is not None
 

@@ -16,7 +16,8 @@ from tests.helpers.tiny import train_tiny
 
 @pytest.fixture(scope="package")
 def folder(tmp_path_factory) -> Path:
-    """curves.jsonl of a teacher, its consistency student and a flow, with the runs beside it and the page made from them."""
+    """curves.jsonl of a teacher, its consistency student and a flow, with the runs beside it and
+    the page made from them."""
     folder = tmp_path_factory.mktemp("measured")
     train_tiny(folder / "teacher", images=640)
     student = {"teacher": str(folder / "teacher"), "steps_start": 4, "steps_end": 8}
@@ -39,7 +40,12 @@ def folder(tmp_path_factory) -> Path:
     measure(parse(SweepConfig, values, "test"))
     # Another protocol, and text that would end the block of data if it were written as it is.
     row = next(r for r in read_rows(folder / "curves.jsonl") if r["method"] == "ddpm")
-    other = {"metric": "FID", "extractor": "inception-v3-compat", "n": 50_000, "device": "</script><b>"}
+    other = {
+        "metric": "FID",
+        "extractor": "inception-v3-compat",
+        "n": 50_000,
+        "device": "</script><b>",
+    }
     append_row(folder / "curves.jsonl", row | other)
     write_report(folder / "curves.jsonl", folder / "report.html", load, steps=[1, 4], images=3)
     return folder

@@ -11,14 +11,18 @@ from eval.report.document import write_report
 from eval.rows import read_rows
 from lab import load
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install -r requirements-test.txt")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="needs selenium: pip install -r requirements-test.txt"
+    )
     from selenium.webdriver.chrome.service import Service
 
     driver_file = shutil.which("chromedriver")
@@ -42,7 +46,10 @@ class Reader:
 
     def __init__(self, driver, page: Path, width: int = 1400, scheme: str = "light"):
         self.driver = driver
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        driver.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+        )
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         driver.get_log("browser")
@@ -103,7 +110,9 @@ def test_sliders_move_the_pictures(browser, folder):
     reader.click("#strips input", 2)  # the student, which has no samples at 4 steps
     assert "was not measured at 4 steps" in reader.text("grid-words")
     reader.click("#strips input", 3)
-    assert reader.picture("grid") != seen[0] and "Rectified flow, euler, 4 steps, NFE 4: FD@30" in reader.text("grid-words")
+    assert reader.picture("grid") != seen[
+        0
+    ] and "Rectified flow, euler, 4 steps, NFE 4: FD@30" in reader.text("grid-words")
 
     reader.press("walk", "\ue011")  # Home
     states, guesses = [reader.picture("state")], [reader.picture("guess")]
@@ -113,7 +122,10 @@ def test_sliders_move_the_pictures(browser, folder):
         states.append(reader.picture("state"))
         guesses.append(reader.picture("guess"))
     assert len(set(states)) == 21 and len(set(guesses)) > 15 and states[-1] == guesses[-1]
-    assert "Done: 4 steps, 4" in reader.text("walk-words") and reader.text("walk-now") == "back, t = 0.000"
+    assert (
+        "Done: 4 steps, 4" in reader.text("walk-words")
+        and reader.text("walk-now") == "back, t = 0.000"
+    )
     reader.click("#walk-methods input", 3)
     assert reader.picture("state") != states[-1]
     before = reader.picture("state")
@@ -136,7 +148,11 @@ def test_the_curve_answers(browser, folder):
     assert reader.lines() == ["floor: digits test"]
     reader.click("#all")
     axes = "const l = document.getElementById('plot').layout; return [l.xaxis.title.text, l.yaxis.title.text, l.yaxis.type]"
-    assert reader.js(axes) == ["network evaluations an image (counted)", "FD@30, digits-cnn features", "log"]
+    assert reader.js(axes) == [
+        "network evaluations an image (counted)",
+        "FD@30, digits-cnn features",
+        "log",
+    ]
     for x in ("steps", "seconds_per_image", "train_evals"):
         for y in ("kid", "precision", "recall"):
             reader.choose("x", x)
@@ -145,13 +161,29 @@ def test_the_curve_answers(browser, folder):
     assert reader.js(axes)[1:] == ["recall@30", "linear"]
     reader.choose("y", "fid")
     reader.choose("x", "nfe")
-    reader.js("document.getElementById('plot').scrollIntoView({block: 'center', behavior: 'instant'})")
+    reader.js(
+        "document.getElementById('plot').scrollIntoView({block: 'center', behavior: 'instant'})"
+    )
     point = browser.find_elements(By.CSS_SELECTOR, "#plot .points path")[-1]
     ActionChains(browser).move_to_element(point).perform()
     label = browser.find_element(By.CSS_SELECTOR, "#plot .hoverlayer").text
-    row = next(r for r in read_rows(folder / "curves.jsonl") if r["run"] == "flow" and r["steps"] == 4)
-    expected = ["rectified flow, euler", "FD@30", "n = 30, seed 0", "digits-cnn", "digits train", "half-life 320 images"]
-    expected += [f"{row['fid']:.0f}"[:2], row["extractor_sha256"][:8], row["commit"][:8], "4 steps, 4 evaluations"]
+    row = next(
+        r for r in read_rows(folder / "curves.jsonl") if r["run"] == "flow" and r["steps"] == 4
+    )
+    expected = [
+        "rectified flow, euler",
+        "FD@30",
+        "n = 30, seed 0",
+        "digits-cnn",
+        "digits train",
+        "half-life 320 images",
+    ]
+    expected += [
+        f"{row['fid']:.0f}"[:2],
+        row["extractor_sha256"][:8],
+        row["commit"][:8],
+        "4 steps, 4 evaluations",
+    ]
     for words in expected:
         assert words in label, (words, label)
     reader.choose("group", "1")
@@ -205,9 +237,13 @@ def test_readable(browser, folder, width, scheme):
     assert (reader.js(shine) > 200) == (scheme == "light")
     # Every control has a name to be called by.
     nameless = "filter((e) => !(e.labels?.length || e.textContent || e.ariaLabel)).length"
-    assert reader.js(f"return [...document.querySelectorAll('input, select, button')].{nameless}") == 0
+    assert (
+        reader.js(f"return [...document.querySelectorAll('input, select, button')].{nameless}") == 0
+    )
     loaded = reader.js("return performance.getEntriesByType('resource').map((e) => e.name)")
-    assert [name for name in loaded if not name.startswith("data:")] == [] and reader.complaints() == []
+    assert [
+        name for name in loaded if not name.startswith("data:")
+    ] == [] and reader.complaints() == []
 
 
 def test_the_reader_may_choose_the_colours(browser, folder):
@@ -215,7 +251,10 @@ def test_the_reader_may_choose_the_colours(browser, folder):
     line = "return document.getElementById('plot').data[1].line.color"
     light = reader.js(line)
     reader.click("#theme input", 2)
-    assert reader.js("return document.documentElement.hasAttribute('data-dark')") and reader.js(line) != light
+    assert (
+        reader.js("return document.documentElement.hasAttribute('data-dark')")
+        and reader.js(line) != light
+    )
     reader.click("#theme input", 0)
     assert reader.js(line) == light and reader.complaints() == []
 
@@ -223,7 +262,11 @@ def test_the_reader_may_choose_the_colours(browser, folder):
 def test_the_page_without_runs_opens(browser, folder, tmp_path, monkeypatch):
     shutil.copy(folder / "curves.jsonl", tmp_path)
     monkeypatch.chdir(tmp_path)
-    reader = Reader(browser, write_report(tmp_path / "curves.jsonl", tmp_path / "report.html", load), width=400)
+    reader = Reader(
+        browser, write_report(tmp_path / "curves.jsonl", tmp_path / "report.html", load), width=400
+    )
     assert "folders of the runs were not found" in reader.text("trajectories-body")
-    assert "--runs" in reader.text("trajectories-body") and "kept no samples" in reader.text("samples-note")
+    assert "--runs" in reader.text("trajectories-body") and "kept no samples" in reader.text(
+        "samples-note"
+    )
     assert reader.js(OVERFLOWING) == [] and reader.complaints() == []

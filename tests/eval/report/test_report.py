@@ -29,7 +29,9 @@ STEPS = [1, 2, 4]
 
 
 def data_of(page: Path) -> dict:
-    blocks = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    blocks = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL
+    )
     assert len(blocks) == 1
     return json.loads(blocks[0])
 
@@ -56,33 +58,58 @@ def test_everything_measured_is_in_the_page(folder):
         assert len(data["losses"][run]["moments"][-1]["loss"]) == 8
     cost = {one["run"]: one for one in data["prices"]}
     assert cost["student"]["inherited_evals"] == cost["teacher"]["train_evals"] == 640 * 3
-    assert cost["student"]["train_evals"] == next(r["train_evals"] for r in rows if r["run"] == "student")
+    assert cost["student"]["train_evals"] == next(
+        r["train_evals"] for r in rows if r["run"] == "student"
+    )
 
 
 def test_pictures_are_the_samples(folder):
     data = data_of(folder / "report.html")
-    assert {(s["series"], s["steps"]) for s in data["strips"]} == {(s, n) for s in range(4) for n in STEPS} - {(2, 4)}
+    assert {(s["series"], s["steps"]) for s in data["strips"]} == {
+        (s, n) for s in range(4) for n in STEPS
+    } - {(2, 4)}
     for strip in data["strips"]:
         assert decoded(strip["image"]).shape == (8, 16 * 8)
     tracks = data["trajectories"]
-    assert (tracks["side"], tracks["images"], len(tracks["labels"])) == (8, 3, 3) and not tracks["notes"]
-    assert {(f["series"], f["steps"]) for f in tracks["films"]} == {(0, 1), (0, 4), (1, 1), (1, 4), (2, 1), (3, 1), (3, 4)}
+    assert (tracks["side"], tracks["images"], len(tracks["labels"])) == (8, 3, 3) and not tracks[
+        "notes"
+    ]
+    assert {(f["series"], f["steps"]) for f in tracks["films"]} == {
+        (0, 1),
+        (0, 4),
+        (1, 1),
+        (1, 4),
+        (2, 1),
+        (3, 1),
+        (3, 4),
+    }
     sheets = {key: decoded(uri) for key, uri in tracks["sheets"].items()}
     digits = load_data("digits", "train")
     for film in tracks["films"]:
-        assert film["forward_times"][0] == film["times"][-1] == 0 and film["forward_times"][-1] == film["times"][0] == 1
-        assert film["taken"] == list(range(film["steps"] + 1)) and len(film["times"]) == film["steps"] + 1
+        assert (
+            film["forward_times"][0] == film["times"][-1] == 0
+            and film["forward_times"][-1] == film["times"][0] == 1
+        )
+        assert (
+            film["taken"] == list(range(film["steps"] + 1))
+            and len(film["times"]) == film["steps"] + 1
+        )
         for kind, times in (("forward", film["forward_times"]), ("back", film["times"])):
             for key in (kind, f"{kind}_guess"):
                 assert sheets[film[key]].shape == (3 * 8, 8 * len(times))
         out, back = sheets[film["forward"]], sheets[film["back"]]
         assert any((out[:8, :8] == image.numpy()).all() for image in digits.images[:, 0])
-        # The way back begins in the noise where the way out ended; vp-cosine leaves a trace of the image there.
-        assert np.abs(out[:, -8:].astype(int) - back[:, :8]).max() <= (2 if film["path"] == "vp-cosine" else 0)
+        # The way back begins in the noise where the way out ended; vp-cosine leaves a trace of the
+        # image there.
+        assert np.abs(out[:, -8:].astype(int) - back[:, :8]).max() <= (
+            2 if film["path"] == "vp-cosine" else 0
+        )
         assert (back[:, -8:] == sheets[film["back_guess"]][:, -8:]).all()
     film = next(f for f in tracks["films"] if (f["series"], f["steps"]) == (3, 4))
     labels = torch.tensor(tracks["labels"])
-    expected = sample_images(load(folder / "flow"), "euler", 4, torch.arange(3), seed=0, label=labels)
+    expected = sample_images(
+        load(folder / "flow"), "euler", 4, torch.arange(3), seed=0, label=labels
+    )
     assert (sheets[film["back"]][:, -8:] == np.concatenate(list(expected[:, 0].numpy()))).all()
 
 
@@ -90,14 +117,21 @@ def test_nothing_is_loaded_from_elsewhere(folder):
     page = (folder / "report.html").read_text()
     ours = page[: page.index("* plotly.js v")] + page[page.rindex("<script>") :]
     assert not re.search(r"""(src|href|action|srcset)\s*=\s*["']?\s*(https?:)?//""", ours)
-    assert not re.search(r"""(@import|url\(|import\s*\(|\bfetch\(|XMLHttpRequest|sendBeacon)""", ours)
+    assert not re.search(
+        r"""(@import|url\(|import\s*\(|\bfetch\(|XMLHttpRequest|sendBeacon)""", ours
+    )
     assert "<link" not in ours and "http://www.w3.org/2000/svg" in ours
-    assert "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:" in ours
+    assert (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+        in ours
+    )
     assert "@@" not in ours and len(re.findall(r"<script[^>]*\ssrc", page)) == 0
 
 
 def test_the_same_input_gives_the_same_page(folder, tmp_path):
-    again = write_report(folder / "curves.jsonl", tmp_path / "report.html", load, steps=[1, 4], images=3)
+    again = write_report(
+        folder / "curves.jsonl", tmp_path / "report.html", load, steps=[1, 4], images=3
+    )
     assert again.read_bytes() == (folder / "report.html").read_bytes()
 
 
@@ -106,7 +140,9 @@ def test_without_runs_the_page_says_so(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = data_of(write_report(tmp_path / "curves.jsonl", tmp_path / "report.html", load))
     assert data["trajectories"] == {"missing": "The folders of the runs were not found."}
-    assert data["strips"] == data["configs"] == [] and data["losses"] == {} and len(data["rows"]) == 13
+    assert (
+        data["strips"] == data["configs"] == [] and data["losses"] == {} and len(data["rows"]) == 13
+    )
 
 
 def test_other_weights_are_mentioned(folder, tmp_path):
@@ -114,7 +150,9 @@ def test_other_weights_are_mentioned(folder, tmp_path):
     weights = next((runs / "flow" / "checkpoints").glob("*/ema.safetensors"))
     shutil.copy(weights.with_name("raw.safetensors"), weights)
     shutil.rmtree(runs / "student" / "checkpoints")
-    data = data_of(write_report(folder / "curves.jsonl", tmp_path / "report.html", load, runs, [1], 1))
+    data = data_of(
+        write_report(folder / "curves.jsonl", tmp_path / "report.html", load, runs, [1], 1)
+    )
     assert len(data["trajectories"]["notes"]) == 2
     assert "student has no checkpoint" in data["trajectories"]["notes"][0]
     assert "flow are not those that were measured" in data["trajectories"]["notes"][1]
@@ -124,15 +162,31 @@ def test_other_weights_are_mentioned(folder, tmp_path):
     "arguments, words",
     [
         (["nowhere"], "nowhere does not exist: python -m scripts.evaluate writes it"),
-        (["{folder}", "--runs", "nowhere"], "--runs nowhere holds none of the runs teacher, student, flow"),
+        (
+            ["{folder}", "--runs", "nowhere"],
+            "--runs nowhere holds none of the runs teacher, student, flow",
+        ),
         (["{folder}", "--steps", "1,x"], "--steps 1,x: give numbers"),
         (["{folder}", "--images", "-1"], "--images -1: give 0 to 64"),
     ],
 )
 def test_bad_input_is_one_line(folder, arguments, words):
-    command = [sys.executable, "-m", "scripts.report", *(a.format(folder=folder) for a in arguments)]
-    result = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert result.returncode == 2 and words in result.stderr and len(result.stderr.splitlines()) == 1
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.report",
+        *(a.format(folder=folder) for a in arguments),
+    ]
+    result = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert (
+        result.returncode == 2 and words in result.stderr and len(result.stderr.splitlines()) == 1
+    )
 
 
 def test_only_a_floor(folder, tmp_path):
@@ -145,7 +199,11 @@ def test_names_of_measures():
     row = {"metric": "FID", "n": 50_000, "extractor": "inception-v3-compat"}
     assert measure_words(row) == "FID" and measure_words(row | {"n": 5000}) == "FID@5000"
     ours = row | {"metric": "FD"}
-    assert [measure_words(ours, key) for key in ("fid", "kid", "recall")] == ["FD@50000", "KD@50000", "recall@50000"]
+    assert [measure_words(ours, key) for key in ("fid", "kid", "recall")] == [
+        "FD@50000",
+        "KD@50000",
+        "recall@50000",
+    ]
     assert measure_words(ours, "fid_infinity") == "FD∞"
 
 
@@ -160,14 +218,36 @@ def test_prices_follow_the_chain():
         values = {"run": run, "method": run, "teacher": teacher, "sampler": "ddim"}
         return values | {"train_images": 1, "train_evals": evals, "train_seconds": 1}
 
-    rows = [row("c", "b", 5.0), row("b", "a", 7.0), row("a", None, 11.0), row("b", "a", 3.0), row("d", "lost", 1.0)]
-    found = {one["run"]: (one["train_evals"], one["inherited_evals"], one["complete"]) for one in prices(rows, None)}
-    assert found == {"a": (11.0, 0, True), "b": (7.0, 11.0, True), "c": (5.0, 18.0, True), "d": (1.0, 0, False)}
+    rows = [
+        row("c", "b", 5.0),
+        row("b", "a", 7.0),
+        row("a", None, 11.0),
+        row("b", "a", 3.0),
+        row("d", "lost", 1.0),
+    ]
+    found = {
+        one["run"]: (one["train_evals"], one["inherited_evals"], one["complete"])
+        for one in prices(rows, None)
+    }
+    assert found == {
+        "a": (11.0, 0, True),
+        "b": (7.0, 11.0, True),
+        "c": (5.0, 18.0, True),
+        "d": (1.0, 0, False),
+    }
 
 
 def test_loss_of_stages(tmp_path):
-    lines = [{"images": i, "stage": "ab"[i > 3], "loss_by_t": [float(i), None if i < 4 else 2.0 * i]} for i in range(1, 7)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"images": 7, "sta')
+    lines = [
+        {"images": i, "stage": "ab"[i > 3], "loss_by_t": [float(i), None if i < 4 else 2.0 * i]}
+        for i in range(1, 7)
+    ]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"images": 7, "sta'
+    )
     found = loss_by_level(tmp_path)
-    assert found["moments"] == [{"name": "a", "loss": [3.0, None]}, {"name": "b", "loss": [6.0, 12.0]}]
+    assert found["moments"] == [
+        {"name": "a", "loss": [3.0, None]},
+        {"name": "b", "loss": [6.0, 12.0]},
+    ]
     assert found["images"] == [1, 2, 3, 4, 5, 6] and loss_by_level(tmp_path / "none") is None

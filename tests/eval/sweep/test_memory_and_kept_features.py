@@ -1,4 +1,5 @@
-"""What a sweep does besides measuring: features kept for later, batches that fit into memory, one writer of a file."""
+"""What a sweep does besides measuring: features kept for later, batches that fit into memory, one
+writer of a file."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from lab import measure
 from tests.helpers.small_sweep import comparable, config
 
 
-def test_kept_features_give_the_rows_without_sampling(run, cache, uninterrupted, tmp_path, monkeypatch):
+def test_kept_features_give_the_rows_without_sampling(
+    run, cache, uninterrupted, tmp_path, monkeypatch
+):
     first = tmp_path / "first" / "curves.jsonl"
     measure(config(run, first, cache, keep_features=True))
     files = sorted((first.parent / "features").iterdir())
@@ -30,7 +33,9 @@ def test_kept_features_give_the_rows_without_sampling(run, cache, uninterrupted,
     rows = read_rows(first)
     first.unlink()
     again = measure(config(run, first, cache))
-    assert [r["seconds_per_image"] for r in read_rows(first)] == [r["seconds_per_image"] for r in rows]
+    assert [r["seconds_per_image"] for r in read_rows(first)] == [
+        r["seconds_per_image"] for r in rows
+    ]
     assert comparable(first) == comparable(uninterrupted)
     more = measure(config(run, first, cache, bootstrap=8))
     assert [r["fid"] for r in more] == [r["fid"] for r in again]
@@ -44,23 +49,32 @@ def test_kept_features_give_the_rows_without_sampling(run, cache, uninterrupted,
 
 
 def test_kept_features_complete_rows(run, cache, tmp_path, monkeypatch, capsys):
-    """Another metric: rows whose features were kept get it without sampling, the others stay and are counted."""
+    """Another metric: rows whose features were kept get it without sampling, the others stay and
+    are counted."""
     out, entry = tmp_path / "curves.jsonl", {"samplers": ["ddim"], "steps": [1, 2]}
     measure(config(run, out, cache, entry, n=280, keep_features=True))
     sorted((tmp_path / "features").iterdir())[1].unlink()  # of 2 steps
     before = read_rows(out)
-    monkeypatch.setattr(eval.sweep.points, "sample_images", lambda *_, **__: pytest.fail("it sampled"))
+    monkeypatch.setattr(
+        eval.sweep.points, "sample_images", lambda *_, **__: pytest.fail("it sampled")
+    )
     rows = measure(config(run, out, cache, entry, n=280, extrapolate=3))
     assert "1 of 2 points to measure, 1 from kept features" in (said := capsys.readouterr().err)
     assert "1 measured rows lack a metric" in said
     one, two = (row for row in rows if row["sampler"])
-    assert one["fid_infinity"] == pytest.approx(one["fid"], rel=0.01) and two["fid_infinity"] is None
+    assert (
+        one["fid_infinity"] == pytest.approx(one["fid"], rel=0.01) and two["fid_infinity"] is None
+    )
     assert one == before[1] | {"fid_infinity": one["fid_infinity"]} and two == before[2]
-    assert measure(config(run, out, cache, entry, n=280, extrapolate=3)) == rows and len(read_rows(out)) == 4
+    assert (
+        measure(config(run, out, cache, entry, n=280, extrapolate=3)) == rows
+        and len(read_rows(out)) == 4
+    )
 
 
 def test_compiling_is_not_timed(run, cache, tmp_path, monkeypatch):
-    """Both sizes of batches, 30 = 16 + 14, have been through the network before the clock starts."""
+    """Both sizes of batches, 30 = 16 + 14, have been through the network before the clock
+    starts."""
     sample, seen = eval.sweep.points.sample_images, []
 
     def recorded(loaded, sampler, steps, indices, *rest, **options):
@@ -69,9 +83,20 @@ def test_compiling_is_not_timed(run, cache, tmp_path, monkeypatch):
 
     monkeypatch.setattr(eval.sweep.points, "sample_images", recorded)
     monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
-    measure(config(run, tmp_path / "curves.jsonl", cache, {"samplers": ["ddim"], "steps": [1]}, compile=True))
+    measure(
+        config(
+            run,
+            tmp_path / "curves.jsonl",
+            cache,
+            {"samplers": ["ddim"], "steps": [1]},
+            compile=True,
+        )
+    )
     timed = seen.index((16, True))
-    assert {size for size, _ in seen[:timed]} == {16, 14} and seen[timed:] == [(16, True), (14, True)]
+    assert {size for size, _ in seen[:timed]} == {16, 14} and seen[timed:] == [
+        (16, True),
+        (14, True),
+    ]
 
 
 def test_damaged_features_are_sampled_again(run, cache, uninterrupted, tmp_path, capsys):
@@ -97,10 +122,17 @@ def test_batches_shrink_until_they_fit(run, cache, uninterrupted, tmp_path, monk
     monkeypatch.setattr(eval.sweep.points, "sample_images", small_machine)
     out = tmp_path / "curves.jsonl"
     measure(config(run, out, cache))
-    for got, expected in zip(comparable(out), comparable(uninterrupted), strict=True):  # 30 images of 4 a batch, or of 16
+    for got, expected in zip(
+        comparable(out), comparable(uninterrupted), strict=True
+    ):  # 30 images of 4 a batch, or of 16
         for key, value in expected.items():
-            assert got[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
-    assert [size for size in tried if size > 5] == [16, 8]  # found once, by the estimate, and kept for all points
+            assert got[key] == (
+                pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+            ), key
+    assert [size for size in tried if size > 5] == [
+        16,
+        8,
+    ]  # found once, by the estimate, and kept for all points
     assert "going on with batches of 4" in capsys.readouterr().err
 
 
@@ -136,7 +168,11 @@ def test_a_second_sweep_on_the_same_file_is_refused(run, cache, tmp_path):
     )
     root = Path(__file__).resolve().parents[3]
     with subprocess.Popen(
-        [sys.executable, "-c", hold, str(out)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", hold, str(out)],
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another sweep is writing"):

@@ -1,4 +1,5 @@
-"""The sweep: right rows, the same rows whatever interrupts it and however many processes share it."""
+"""The sweep: right rows, the same rows whatever interrupts it and however many processes share
+it."""
 
 from __future__ import annotations
 
@@ -49,7 +50,11 @@ def test_rows_hold_the_protocol_and_the_right_numbers(run, uninterrupted):
         "train_seconds config_sha256 commit metric fid_error grid threshold"
     )
     assert not set(asked.split()) - row.keys()
-    assert (row["metric"], row["fid_error"], row["ema"]) == ("FD", "stratified bootstrap 4", "half-life 320 images")
+    assert (row["metric"], row["fid_error"], row["ema"]) == (
+        "FD",
+        "stratified bootstrap 4",
+        "half-life 320 images",
+    )
     own = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     assert own / 4 < row["peak_memory_bytes"] <= own * 1.01
     assert row["seconds_per_image"] > 0 and sum(row["class_histogram"]) == 30
@@ -71,7 +76,9 @@ def test_finished_rows_are_not_measured_again(run, cache, uninterrupted, monkeyp
     assert uninterrupted.read_bytes() == before and len(rows) == 5
 
 
-@pytest.mark.parametrize("torn", [0, 1, 200, -1], ids=["between lines", "one byte", "mid-line", "all but the newline"])
+@pytest.mark.parametrize(
+    "torn", [0, 1, 200, -1], ids=["between lines", "one byte", "mid-line", "all but the newline"]
+)
 def test_killed_and_restarted(run, cache, uninterrupted, tmp_path, monkeypatch, torn):
     out = tmp_path / "curves.jsonl"
 
@@ -105,7 +112,13 @@ def test_broken_line_elsewhere_is_named(run, cache, uninterrupted, tmp_path):
 
 def test_disjoint_sets_and_guidance(run, cache, tmp_path):
     out = tmp_path / "curves.jsonl"
-    entry = {"samplers": ["ddim"], "steps": [2], "guidance_scales": [1.0, 2.0], "method": "other", "threshold": "static"}
+    entry = {
+        "samplers": ["ddim"],
+        "steps": [2],
+        "guidance_scales": [1.0, 2.0],
+        "method": "other",
+        "threshold": "static",
+    }
     measure(config(run, out, cache, entry, n=20, sets=3, floor=False))
     plain, guided = read_rows(out)
     assert (plain["nfe"], guided["nfe"]) == (2.0, 4.0)
@@ -120,9 +133,15 @@ def test_disjoint_sets_and_guidance(run, cache, tmp_path):
 
 def test_extrapolated_row(run, cache, tmp_path):
     out = tmp_path / "curves.jsonl"
-    measure(config(run, out, cache, {"samplers": ["ddim"], "steps": [1]}, n=300, extrapolate=5, floor=False))
+    measure(
+        config(
+            run, out, cache, {"samplers": ["ddim"], "steps": [1]}, n=300, extrapolate=5, floor=False
+        )
+    )
     (row,) = read_rows(out)
-    features = make_extractor("digits-cnn")(sample_images(load(run), "ddim", 1, torch.arange(300), seed=0))
+    features = make_extractor("digits-cnn")(
+        sample_images(load(run), "ddim", 1, torch.arange(300), seed=0)
+    )
     reference = statistics(make_extractor("digits-cnn")(load_data("digits", "train").images))
     assert row["fid_infinity"] == pytest.approx(fid_infinity(features, reference, 5), rel=1e-3)
     assert row["fid_infinity"] < row["fid"]
@@ -138,12 +157,19 @@ def test_estimate_before_the_sweep(run, cache, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(eval.sweep.points, "sample_images", slow)
     entry = {"samplers": ["ddim"], "steps": [2, 500]}
-    sweep = eval.sweep.run.Sweep(config(run, tmp_path / "c.jsonl", cache, entry), start_processes(cpu=True))
-    assert sweep.sampler.estimate([(task, sweep.missing(task)) for task in sweep.tasks]) == pytest.approx(
-        0.01 * 30 * 502, rel=0.4
+    sweep = eval.sweep.run.Sweep(
+        config(run, tmp_path / "c.jsonl", cache, entry), start_processes(cpu=True)
     )
+    assert sweep.sampler.estimate(
+        [(task, sweep.missing(task)) for task in sweep.tasks]
+    ) == pytest.approx(0.01 * 30 * 502, rel=0.4)
     assert not (tmp_path / "c.jsonl").exists()
-    assert [eval.sweep.run.in_words(s) for s in (0.1, 75, 1000, 9000)] == ["1 s", "75 s", "17 min", "2.5 h"]
+    assert [eval.sweep.run.in_words(s) for s in (0.1, 75, 1000, 9000)] == [
+        "1 s",
+        "75 s",
+        "17 min",
+        "2.5 h",
+    ]
     measure(config(run, tmp_path / "c.jsonl", cache, {"samplers": ["ddim"], "steps": [1]}, n=5))
     assert "this will take about 1 s of sampling" in capsys.readouterr().err
 
@@ -176,7 +202,10 @@ def test_two_extractors_share_the_samples(run, cache, tmp_path, monkeypatch):
     lines = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:3]))
     measure(config(run, out, cache, entry, extractor=["digits-cnn", "pixels"]))
-    assert out.read_bytes().splitlines(keepends=True)[:3] == lines[:3] and comparable(out)[3]["extractor"] == "pixels"
+    assert (
+        out.read_bytes().splitlines(keepends=True)[:3] == lines[:3]
+        and comparable(out)[3]["extractor"] == "pixels"
+    )
 
 
 def test_command_line(run, cache, tmp_path, monkeypatch, capsys):
@@ -190,18 +219,37 @@ def test_command_line(run, cache, tmp_path, monkeypatch, capsys):
             return stop.code
         return 0
 
-    given = ["--run", run, "--sampler", "ddim", "--n", 30, "--extractor", "digits-cnn", "--out", out]
+    given = [
+        "--run",
+        run,
+        "--sampler",
+        "ddim",
+        "--n",
+        30,
+        "--extractor",
+        "digits-cnn",
+        "--out",
+        out,
+    ]
     given += [f"cache={cache}", "device=cpu", "bootstrap=0"]
-    for steps, words in [("0", "every number of steps must be at least 1"), ("1,x", "numbers with commas")]:
+    for steps, words in [
+        ("0", "every number of steps must be at least 1"),
+        ("1,x", "numbers with commas"),
+    ]:
         assert evaluate(*given, "--steps", steps) == 2
         errors = capsys.readouterr().err
         assert len(errors.splitlines()) == 1 and errors.startswith("error: ") and words in errors
     assert evaluate() == 2 and "nothing to measure" in capsys.readouterr().err
     assert not out.parent.exists()
     assert evaluate(*given, "--steps", "1,2") == 0
-    assert [(r["steps"], r["fid_std"], r["fid_error"]) for r in read_rows(out)] == [(s, None, None) for s in (None, 1, 2)]
+    assert [(r["steps"], r["fid_std"], r["fid_error"]) for r in read_rows(out)] == [
+        (s, None, None) for s in (None, 1, 2)
+    ]
     printed = capsys.readouterr()
-    assert "FD@30, digits-cnn features" in printed.out and "2 of 2 points to measure: 30 images each, 90" in printed.err
+    assert (
+        "FD@30, digits-cnn features" in printed.out
+        and "2 of 2 points to measure: 30 images each, 90" in printed.err
+    )
 
 
 def test_refusals_write_nothing(run, cache, tmp_path):
@@ -225,7 +273,8 @@ def test_refusals_write_nothing(run, cache, tmp_path):
 
 
 def test_runs_that_are_not_in_their_folder_are_taken_as_they_stand(run, tmp_path):
-    """A published checkpoint's name beside runs of ours; a run that is missing is still missed in the folder."""
+    """A published checkpoint's name beside runs of ours; a run that is missing is still missed in
+    the folder."""
 
     def folder_of(name: str) -> Path:
         entry = {"run": name, "steps": [2]}
@@ -262,31 +311,46 @@ def test_two_processes_give_the_rows_of_one(run, cache, uninterrupted, tmp_path)
     sweep = config(run, out, cache, n=25, sets=3, keep_samples=40)
     file.write_text(json.dumps(sweep.model_dump(mode="json")))
     command = [*LAUNCHER, "-m", "scripts.evaluate", str(file)]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    assert "ddpm ddim" in done.stdout and done.stdout.count("steps") == 1  # one table, from the main process alone
+    assert (
+        "ddpm ddim" in done.stdout and done.stdout.count("steps") == 1
+    )  # one table, from the main process alone
     alone = tmp_path / "alone" / "curves.jsonl"
     measure(config(run, alone, cache, n=25, sets=3, keep_samples=40))
     for got, expected in zip(comparable(out), comparable(alone), strict=True):
         for key, value in expected.items():
-            assert got[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
+            assert got[key] == (
+                pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+            ), key
     strips = sorted((alone.parent / "samples").iterdir())
     assert len(strips) == 4
     for strip in strips:
-        assert (np.asarray(Image.open(strip)) == np.asarray(Image.open(tmp_path / "samples" / strip.name))).all()
+        assert (
+            np.asarray(Image.open(strip))
+            == np.asarray(Image.open(tmp_path / "samples" / strip.name))
+        ).all()
 
 
 def test_processes_really_share_the_work(tmp_path):
-    """Two processes that each did everything would pass the test above, so they say here what they are."""
+    """Two processes that each did everything would pass the test above, so they say here what they
+    are."""
     code = "import os; from core.processes import *; s = start_processes(); words = [s.num_processes, share_of(5, s).tolist(), "
     code += "gather_in_order(share_of(5, s), 5, s).tolist(), sum_over([1.5], s)]; "
     code += "os.write(1, (' '.join(map(str, words)) + chr(10)).encode())"  # in one piece, since both write to one pipe
     (tmp_path / "probe.py").write_text(code)
     command = [*LAUNCHER, str(tmp_path / "probe.py")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(eval.__file__).parents[1])}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(eval.__file__).parents[1]),
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     whole = "[0, 1, 2, 3, 4] [3.0]"
-    assert sorted(done.stdout.splitlines()) == [f"2 [0, 1, 2] {whole}", f"2 [3, 4] {whole}"], done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"2 [0, 1, 2] {whole}", f"2 [3, 4] {whole}"], (
+        done.stderr
+    )
 
 
 def test_launched_processes_that_do_not_know_each_other_are_refused(monkeypatch):
@@ -296,26 +360,48 @@ def test_launched_processes_that_do_not_know_each_other_are_refused(monkeypatch)
 
 
 def test_compiled_networks_give_the_same_rows(cache, tmp_path):
-    """torch.compile fuses and so rounds otherwise; evaluations are still counted one by one. A small network: it compiles fast."""
+    """torch.compile fuses and so rounds otherwise; evaluations are still counted one by one. A
+    small network: it compiles fast."""
     train_tiny(tmp_path / "run", images=64, own_network={"name": "affine"}, prediction="x0")
     for name, compiled in (("eager", False), ("compiled", True)):
-        measure(config(tmp_path / "run", tmp_path / name / "curves.jsonl", cache, compile=compiled, batch_size=30))
+        measure(
+            config(
+                tmp_path / "run",
+                tmp_path / name / "curves.jsonl",
+                cache,
+                compile=compiled,
+                batch_size=30,
+            )
+        )
     eager, fused = (comparable(tmp_path / name / "curves.jsonl") for name in ("eager", "compiled"))
     for got, expected in zip(fused, eager, strict=True):
         for key in ("fid", "kid", "precision", "recall"):
             assert got[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-5), key
-        assert (got["nfe"], got["n"], got["steps"]) == (expected["nfe"], expected["n"], expected["steps"])
-    assert [row["device"].endswith(", compiled") for row in read_rows(tmp_path / "compiled" / "curves.jsonl")[1:]] == [True] * 4
+        assert (got["nfe"], got["n"], got["steps"]) == (
+            expected["nfe"],
+            expected["n"],
+            expected["steps"],
+        )
+    assert [
+        row["device"].endswith(", compiled")
+        for row in read_rows(tmp_path / "compiled" / "curves.jsonl")[1:]
+    ] == [True] * 4
 
 
 def test_the_same_data_may_lie_elsewhere(run, cache, tmp_path):
-    """A run says where its images were when it was trained; whoever measures it knows where they are now."""
+    """A run says where its images were when it was trained; whoever measures it knows where they
+    are now."""
 
     def chosen(trained: dict, given: dict | None) -> DataConfig:
         loaded = replace(load(run), data=DataConfig(**trained))
         return data_of(config(run, tmp_path / "c.jsonl", cache, data=given), loaded)
 
     old, new = {"name": "cifar10", "root": "/home/a"}, {"name": "cifar10", "root": "/mnt/b"}
-    assert chosen(old, new) == DataConfig(**new) and chosen(old, None) == chosen(old, {"name": "cifar10"}) == DataConfig(**old)
+    assert chosen(old, new) == DataConfig(**new) and chosen(old, None) == chosen(
+        old, {"name": "cifar10"}
+    ) == DataConfig(**old)
     with pytest.raises(UserError, match="trained on side 32, but the sweep's data has side 64"):
-        chosen({"name": "folder", "root": "/a", "side": 32}, {"name": "folder", "root": "/a", "side": 64})
+        chosen(
+            {"name": "folder", "root": "/a", "side": 32},
+            {"name": "folder", "root": "/a", "side": 64},
+        )

@@ -1,4 +1,5 @@
-"""A point that was interrupted goes on from what is on disk, whatever batches or processes made it."""
+"""A point that was interrupted goes on from what is on disk, whatever batches or processes made
+it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ LONG = {"samplers": ["heun"], "steps": [3]}  # of the sweep that `uninterrupted`
 
 @pytest.fixture
 def interrupted(run, cache, tmp_path, monkeypatch):
-    """(curves file, indices sampled from then on): 30 images in batches of 8, of which 2 were made before the kill."""
+    """(curves file, indices sampled from then on): 30 images in batches of 8, of which 2 were made
+    before the kill."""
     monkeypatch.setattr(eval.sweep.points, "PART_SECONDS", 0)
     sample, seen = eval.sweep.points.sample_images, []
 
@@ -45,8 +47,12 @@ def test_goes_on_after_the_last_part(run, cache, uninterrupted, interrupted, cap
     whole, row = comparable(uninterrupted)[-1], comparable(out)[-1]
     assert row["nfe"] == 5.0 and row["samples"] == whole["samples"]
     for key, value in whole.items():
-        assert row[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
-    assert (out.parent / row["samples"]).read_bytes() == (uninterrupted.parent / row["samples"]).read_bytes()
+        assert row[key] == (
+            pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+        ), key
+    assert (out.parent / row["samples"]).read_bytes() == (
+        uninterrupted.parent / row["samples"]
+    ).read_bytes()
     assert not (out.parent / "unfinished").exists()
 
 
@@ -62,7 +68,9 @@ def test_times_are_of_both_halves(run, cache, interrupted):
 
 
 @pytest.mark.parametrize("what", ["damaged", "another device", "another seed"])
-def test_what_does_not_fit_is_made_again(run, cache, uninterrupted, interrupted, monkeypatch, capsys, what):
+def test_what_does_not_fit_is_made_again(
+    run, cache, uninterrupted, interrupted, monkeypatch, capsys, what
+):
     out, seen = interrupted
     if what == "damaged":
         file = min((out.parent / "unfinished").glob("*/*"))
@@ -75,14 +83,25 @@ def test_what_does_not_fit_is_made_again(run, cache, uninterrupted, interrupted,
     assert made == ([*range(8), *range(16, 30)] if what == "damaged" else list(range(30)))
     assert what != "damaged" or f"{file} is damaged" in capsys.readouterr().err
     if seed == 0:
-        assert comparable(out)[-1]["fid"] == pytest.approx(comparable(uninterrupted)[-1]["fid"], rel=1e-4)
+        assert comparable(out)[-1]["fid"] == pytest.approx(
+            comparable(uninterrupted)[-1]["fid"], rel=1e-4
+        )
 
 
 def test_shares_of_other_processes(tmp_path):
-    """What two processes made is of use to one and to three, as far as it lies within their shares and not over each other."""
+    """What two processes made is of use to one and to three, as far as it lies within their shares
+    and not over each other."""
     parts = Unfinished(tmp_path, ["point"], "cpu")
     for first, count in [(0, 10), (10, 10), (20, 10), (15, 5)]:
-        parts.add(Part(first, {"pixels": torch.arange(first, first + count)[:, None].float()}, torch.empty(0), count, 1.0))
+        parts.add(
+            Part(
+                first,
+                {"pixels": torch.arange(first, first + count)[:, None].float()},
+                torch.empty(0),
+                count,
+                1.0,
+            )
+        )
 
     def found(first: int, end: int) -> list[int]:
         return [int(i) for part in parts.within(first, end) for i in part.features["pixels"][:, 0]]

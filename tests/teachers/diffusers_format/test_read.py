@@ -1,4 +1,5 @@
-"""Checkpoints of diffusers as our runs, against diffusers' own pipelines and schedulers with the same weights and noise."""
+"""Checkpoints of diffusers as our runs, against diffusers' own pipelines and schedulers with the
+same weights and noise."""
 
 from __future__ import annotations
 
@@ -35,7 +36,13 @@ SCHEDULES = {
     "trained_betas": {"trained_betas": RANDOM},
 }
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
-CASES = [(s, p, z) for s in SCHEDULES for p in PREDICTIONS for z in (False, True) if not (z and p == "epsilon")]
+CASES = [
+    (s, p, z)
+    for s in SCHEDULES
+    for p in PREDICTIONS
+    for z in (False, True)
+    if not (z and p == "epsilon")
+]
 
 
 class Recorded:
@@ -51,8 +58,14 @@ class Recorded:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """Of one level, which is quicker; of two, tests/teachers/diffusers_format/test_write.py."""
-    one = {"block_out_channels": (8,), "down_block_types": ("AttnDownBlock2D",), "up_block_types": ("AttnUpBlock2D",)}
-    return save_checkpoint(tmp_path_factory.mktemp("published") / "tiny-ddpm", **one, add_attention=False)
+    one = {
+        "block_out_channels": (8,),
+        "down_block_types": ("AttnDownBlock2D",),
+        "up_block_types": ("AttnUpBlock2D",),
+    }
+    return save_checkpoint(
+        tmp_path_factory.mktemp("published") / "tiny-ddpm", **one, add_attention=False
+    )
 
 
 def unet_of(folder: Path):
@@ -70,13 +83,16 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max()) / scale
 
 
-def their_ddpm(network, scheduler, x: torch.Tensor, rng: Noise, steps: int, monkeypatch) -> torch.Tensor:
+def their_ddpm(
+    network, scheduler, x: torch.Tensor, rng: Noise, steps: int, monkeypatch
+) -> torch.Tensor:
     """DDPMScheduler with our noise."""
     import diffusers.schedulers.scheduling_ddpm as module
 
     scheduler.set_timesteps(steps)
     for i, k in enumerate(scheduler.timesteps):
-        # It adds noise even in the step to clean data, where its own variance is 1e-20, unless the timestep is 0.
+        # It adds noise even in the step to clean data, where its own variance is 1e-20, unless the
+        # timestep is 0.
         z = rng.normal(SHAPE[1:], "sampler", i + 1)
         monkeypatch.setattr(module, "randn_tensor", lambda *a, _z=z, **b: _z)
         x = scheduler.step(network(x, k).sample, k, x).prev_sample
@@ -85,26 +101,47 @@ def their_ddpm(network, scheduler, x: torch.Tensor, rng: Noise, steps: int, monk
 
 @pytest.mark.parametrize("schedule, prediction, zero_snr", CASES)
 def test_ddpm_scheduler(checkpoint, tmp_path, monkeypatch, schedule, prediction, zero_snr):
-    """Ancestral sampling, in every spacing: the timesteps, the betas and the prediction are read as they are meant."""
-    config = {"prediction_type": prediction, "rescale_betas_zero_snr": zero_snr, "clip_sample": False} | SCHEDULES[schedule]
+    """Ancestral sampling, in every spacing: the timesteps, the betas and the prediction are read as
+    they are meant."""
+    config = {
+        "prediction_type": prediction,
+        "rescale_betas_zero_snr": zero_snr,
+        "clip_sample": False,
+    } | SCHEDULES[schedule]
     folder = with_scheduler(checkpoint, tmp_path / "it", "DDPMScheduler", **config)
     run, network = load_pretrained(folder), unet_of(folder)
     for spacing in ("trailing", "leading", "linspace"):
         x, rng = start()
-        ours = SAMPLERS["ddpm"].run(Conditioned(run.model), x, make_grid(spacing, run.model.path, 4, T), rng)
-        scheduler = diffusers.DDPMScheduler.from_pretrained(folder / "scheduler", timestep_spacing=spacing)
+        ours = SAMPLERS["ddpm"].run(
+            Conditioned(run.model), x, make_grid(spacing, run.model.path, 4, T), rng
+        )
+        scheduler = diffusers.DDPMScheduler.from_pretrained(
+            folder / "scheduler", timestep_spacing=spacing
+        )
         assert distance(ours, their_ddpm(network, scheduler, x, rng, 4, monkeypatch)) < 1e-4
     named = {"linear": "vp-linear", "squaredcos_cap_v2": "vp-cosine"}.get(schedule)
-    assert run.spec.path == named if named and not zero_snr else isinstance(run.spec.path, BetaTable)
+    assert (
+        run.spec.path == named if named and not zero_snr else isinstance(run.spec.path, BetaTable)
+    )
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("to_one", [True, False])
-@pytest.mark.parametrize("spacing, offset", [("trailing", 0), ("leading", 0), ("leading", 1), ("linspace", 0)])
+@pytest.mark.parametrize(
+    "spacing, offset", [("trailing", 0), ("leading", 0), ("leading", 1), ("linspace", 0)]
+)
 def test_ddim_scheduler(checkpoint, tmp_path, spacing, offset, to_one, prediction):
-    """With steps_offset and set_alpha_to_one. For linspace it steps T // N timesteps down wherever it looks next."""
-    config = {"timestep_spacing": spacing, "steps_offset": offset, "set_alpha_to_one": to_one, "prediction_type": prediction}
-    folder = with_scheduler(checkpoint, tmp_path / "it", "DDIMScheduler", clip_sample=False, **config)
+    """With steps_offset and set_alpha_to_one. For linspace it steps T // N timesteps down wherever
+    it looks next."""
+    config = {
+        "timestep_spacing": spacing,
+        "steps_offset": offset,
+        "set_alpha_to_one": to_one,
+        "prediction_type": prediction,
+    }
+    folder = with_scheduler(
+        checkpoint, tmp_path / "it", "DDIMScheduler", clip_sample=False, **config
+    )
     run, network = load_pretrained(folder), unet_of(folder)
     scheduler = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
     for steps in (1, 10):
@@ -115,7 +152,9 @@ def test_ddim_scheduler(checkpoint, tmp_path, spacing, offset, to_one, predictio
         theirs = x
         for i, k in enumerate(scheduler.timesteps):
             z = rng.normal(SHAPE[1:], "sampler", i + 1)
-            theirs = scheduler.step(network(theirs, k).sample, k, theirs, eta=eta, variance_noise=z).prev_sample
+            theirs = scheduler.step(
+                network(theirs, k).sample, k, theirs, eta=eta, variance_noise=z
+            ).prev_sample
         if spacing == "linspace":
             ours = x
             for i in range(steps):
@@ -141,16 +180,29 @@ class Shifted:
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_multistep_schedulers(checkpoint, tmp_path, spacing, name, zero_snr):
-    """Without zero terminal SNR as they are; with it they take alpha = 2^-12 for 0 at the first timestep, if they visit it."""
-    config = {"timestep_spacing": spacing, "prediction_type": "v_prediction", "final_sigmas_type": "zero", "solver_order": 2}
+    """Without zero terminal SNR as they are; with it they take alpha = 2^-12 for 0 at the first
+    timestep, if they visit it."""
+    config = {
+        "timestep_spacing": spacing,
+        "prediction_type": "v_prediction",
+        "final_sigmas_type": "zero",
+        "solver_order": 2,
+    }
     folder = with_scheduler(
-        checkpoint, tmp_path / "it", name, **config, beta_schedule="scaled_linear", rescale_betas_zero_snr=zero_snr
+        checkpoint,
+        tmp_path / "it",
+        name,
+        **config,
+        beta_schedule="scaled_linear",
+        rescale_betas_zero_snr=zero_snr,
     )
     run, network = load_pretrained(folder), unet_of(folder)
     scheduler = getattr(diffusers, name).from_pretrained(folder / "scheduler")
     scheduler.set_timesteps(9)
     x, _ = start()
-    grid = make_grid(spacing if spacing == "trailing" else f"{spacing}-multistep", run.model.path, 9, T)
+    grid = make_grid(
+        spacing if spacing == "trailing" else f"{spacing}-multistep", run.model.path, 9, T
+    )
     assert ((grid[:-1] * T).round().long() - 1).tolist() == scheduler.timesteps.tolist()
     sampler = SAMPLERS["dpm++2m"].run if name.startswith("DPM") else lambda *a: unipc(*a, order=2)
     ours = sampler(Conditioned(run.model), x, grid)
@@ -161,48 +213,71 @@ def test_multistep_schedulers(checkpoint, tmp_path, spacing, name, zero_snr):
 
 
 def test_ddim_pipeline_clips_as_the_checkpoint_says(checkpoint, tmp_path):
-    """From the pipeline's own noise to its pictures, with clip_sample: static-x0, or static where eps is made anew."""
+    """From the pipeline's own noise to its pictures, with clip_sample: static-x0, or static where
+    eps is made anew."""
     folder = with_scheduler(checkpoint, tmp_path / "it", "DDIMScheduler", clip_sample=True)
     run, pipeline = load_pretrained(folder), diffusers.DDIMPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     grid = make_grid("leading", run.model.path, 10, T)
     for anew, threshold, other in ((None, "static-x0", "static"), (True, "static", "static-x0")):
         generator = torch.Generator().manual_seed(5)
-        theirs = pipeline(SHAPE[0], generator, 0.0, 10, use_clipped_model_output=anew, output_type="pt").images
+        theirs = pipeline(
+            SHAPE[0], generator, 0.0, 10, use_clipped_model_output=anew, output_type="pt"
+        ).images
         x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
-        ours, wrong = (ddim(denoiser_for(run.model, None, 0, 1.0, t), x, grid) for t in (threshold, other))
+        ours, wrong = (
+            ddim(denoiser_for(run.model, None, 0, 1.0, t), x, grid) for t in (threshold, other)
+        )
         assert ((ours / 2 + 0.5).clamp(0, 1) - theirs).abs().max() < 1e-4
         assert ((wrong / 2 + 0.5).clamp(0, 1) - theirs).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("variance, sampler", [("fixed_small", "ddpm"), ("fixed_large", "ddpm-large")])
+@pytest.mark.parametrize(
+    "variance, sampler", [("fixed_small", "ddpm"), ("fixed_large", "ddpm-large")]
+)
 def test_ddpm_pipeline(checkpoint, tmp_path, variance, sampler):
     """As google/ddpm-cifar10-32 is configured: fixed_large, clipped, leading."""
-    folder = with_scheduler(checkpoint, tmp_path / "it", "DDPMScheduler", variance_type=variance, clip_sample=True)
+    folder = with_scheduler(
+        checkpoint, tmp_path / "it", "DDPMScheduler", variance_type=variance, clip_sample=True
+    )
     run, pipeline = load_pretrained(folder), diffusers.DDPMPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(SHAPE[0], torch.Generator().manual_seed(5), 20, output_type="pt").images
     rng = Recorded(5)
     x = rng.normal(SHAPE[1:], "prior")
     ours = SAMPLERS[sampler].run(
-        denoiser_for(run.model, None, 0, 1.0, "static"), x, make_grid("leading", run.model.path, 20, T), rng
+        denoiser_for(run.model, None, 0, 1.0, "static"),
+        x,
+        make_grid("leading", run.model.path, 20, T),
+        rng,
     )
     assert ((ours / 2 + 0.5).clamp(0, 1) - theirs).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", DDPM_FAMILY)
 def test_every_scheduler_of_the_family_is_read(checkpoint, tmp_path, name):
-    """Whatever solver a checkpoint was saved with, the betas, with that class's own defaults, are one table."""
+    """Whatever solver a checkpoint was saved with, the betas, with that class's own defaults, are
+    one table."""
     folder = with_scheduler(
-        checkpoint, tmp_path / "it", name, beta_schedule="scaled_linear", beta_start=0.001, prediction_type="v_prediction"
+        checkpoint,
+        tmp_path / "it",
+        name,
+        beta_schedule="scaled_linear",
+        beta_start=0.001,
+        prediction_type="v_prediction",
     )
     read = read_checkpoint(folder)
     theirs = getattr(diffusers, name).from_pretrained(folder / "scheduler").alphas_cumprod.double()
     ours = read.spec.path.build().alpha((torch.arange(T, dtype=torch.float64) + 1) / T).square()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
     assert read.spec.prediction == "v" and "--grid" in read.schedule.sampling
-    for option, value in zip(read.schedule.sampling.split()[::2], read.schedule.sampling.split()[1::2], strict=True):
-        assert value in {"--sampler": SAMPLERS, "--grid": GRID_NAMES, "--threshold": THRESHOLDS}[option]
+    for option, value in zip(
+        read.schedule.sampling.split()[::2], read.schedule.sampling.split()[1::2], strict=True
+    ):
+        assert (
+            value
+            in {"--sampler": SAMPLERS, "--grid": GRID_NAMES, "--threshold": THRESHOLDS}[option]
+        )
 
 
 def test_every_spacing_is_a_grid():
@@ -210,8 +285,15 @@ def test_every_spacing_is_a_grid():
     for name in SPACINGS:
         for steps in (1, 2, 3, 7, 50, 333, 499):
             times = make_grid(name, None, steps, T)
-            assert times.shape == (steps + 1,) and times[-1] == 0 and times[0] <= 1 and (times.diff() < 0).all()
-            assert torch.equal(times, make_grid(name, None, steps))  # of continuous models: T = 1000
+            assert (
+                times.shape == (steps + 1,)
+                and times[-1] == 0
+                and times[0] <= 1
+                and (times.diff() < 0).all()
+            )
+            assert torch.equal(
+                times, make_grid(name, None, steps)
+            )  # of continuous models: T = 1000
 
 
 def test_classes_of_a_unet(tmp_path):
@@ -231,7 +313,9 @@ def test_classes_of_a_unet(tmp_path):
     (folder / "fast_sampling.json").write_text(json.dumps({"null_label": True}))
     run = load_pretrained(folder)
     assert run.num_classes == 3
-    assert torch.equal(run.model.output(x, t), network(x, 699, class_labels=torch.tensor([3, 3])).sample)
+    assert torch.equal(
+        run.model.output(x, t), network(x, 699, class_labels=torch.tensor([3, 3])).sample
+    )
 
 
 def test_a_transformer(tmp_path):
@@ -250,7 +334,10 @@ def test_a_transformer(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     run = load_pretrained(tmp_path)
     x, label = start()[0], torch.tensor([3, 7])
-    F, F_null = (model.eval()(x, torch.tensor([419, 419]), class_labels=c).sample for c in (label, torch.tensor([10, 10])))
+    F, F_null = (
+        model.eval()(x, torch.tensor([419, 419]), class_labels=c).sample
+        for c in (label, torch.tensor([10, 10]))
+    )
     t = torch.tensor(0.42, dtype=torch.float64)
     guided = denoiser_for(run.model, label, run.num_classes, guidance_scale=3.0)(x, t).eps
     torch.testing.assert_close(guided, F_null + 3 * (F - F_null), rtol=1e-4, atol=1e-5)
@@ -262,7 +349,8 @@ def test_a_transformer(tmp_path):
 
 
 def test_the_first_layout(checkpoint, tmp_path):
-    """google/ddpm-cifar10-32: files at the root, a pickled weights file, and the old names of attention's tensors."""
+    """google/ddpm-cifar10-32: files at the root, a pickled weights file, and the old names of
+    attention's tensors."""
     old = tmp_path / "old"
     old.mkdir()
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -275,7 +363,12 @@ def test_the_first_layout(checkpoint, tmp_path):
     torch.save(state, old / "diffusion_pytorch_model.bin")
     for file in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
         (old / Path(file).name).write_bytes((checkpoint / file).read_bytes())
-    rewrite(old / "scheduler_config.json", prediction_type=None, timestep_spacing=None, rescale_betas_zero_snr=None)
+    rewrite(
+        old / "scheduler_config.json",
+        prediction_type=None,
+        timestep_spacing=None,
+        rescale_betas_zero_snr=None,
+    )
     ours, theirs = load_pretrained(old), load_pretrained(checkpoint)
     assert ours.spec == theirs.spec
     x = start()[0]
@@ -285,7 +378,8 @@ def test_the_first_layout(checkpoint, tmp_path):
 
 
 def test_times_between_timesteps(checkpoint):
-    """Every entry is the very integer; between entries the embedding goes on smoothly, with a slope for forward-mode rules."""
+    """Every entry is the very integer; between entries the embedding goes on smoothly, with a slope
+    for forward-mode rules."""
     network = load_pretrained(checkpoint).model.network
     k = torch.arange(T)
     for dtype in (torch.float32, torch.float64):
@@ -300,6 +394,15 @@ def test_run_fields(checkpoint):
 
     run: Run = load_pretrained(checkpoint)
     file = checkpoint / "unet" / "diffusion_pytorch_model.safetensors"
-    assert run.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest() and len(run.config_sha256) == 64
-    assert (run.ema, run.name, run.method, run.data, run.train_evals) == ("as published", "tiny-ddpm", "pretrained", None, None)
+    assert (
+        run.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        and len(run.config_sha256) == 64
+    )
+    assert (run.ema, run.name, run.method, run.data, run.train_evals) == (
+        "as published",
+        "tiny-ddpm",
+        "pretrained",
+        None,
+        None,
+    )
     assert (run.channels, run.side, run.num_classes, run.model.discrete_steps) == (1, 8, 0, T)

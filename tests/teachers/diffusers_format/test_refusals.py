@@ -1,4 +1,5 @@
-"""What does not fit is refused in one line that names the file, the key and its value; nothing is guessed or repaired."""
+"""What does not fit is refused in one line that names the file, the key and its value; nothing is
+guessed or repaired."""
 
 from __future__ import annotations
 
@@ -42,47 +43,111 @@ def refused(folder: Path, *words: str) -> None:
 @pytest.mark.parametrize(
     ("file", "values", "words"),
     [
-        (INDEX, {"vae": ["diffusers", "AutoencoderKL"]}, ["vae = 'AutoencoderKL'", "latent pipeline"]),
+        (
+            INDEX,
+            {"vae": ["diffusers", "AutoencoderKL"]},
+            ["vae = 'AutoencoderKL'", "latent pipeline"],
+        ),
         (INDEX, {"vqvae": ["diffusers", "VQModel"]}, ["vqvae = 'VQModel'", "latent pipeline"]),
-        (INDEX, {"text_encoder": ["transformers", "CLIPTextModel"]}, ["text_encoder = 'CLIPTextModel'", "class labels"]),
+        (
+            INDEX,
+            {"text_encoder": ["transformers", "CLIPTextModel"]},
+            ["text_encoder = 'CLIPTextModel'", "class labels"],
+        ),
         (INDEX, {"mask": ["diffusers", "Mask"]}, ["mask = 'Mask'", "a network and a scheduler"]),
         (INDEX, {"unet": None}, ["key 'unet' is missing"]),
         (UNET, {"out_channels": 2}, ["out_channels = 2", "learned variance"]),
         (UNET, {"out_channels": 3}, ["out_channels = 3", "in_channels is 1"]),
-        (UNET, {"_class_name": "UNet2DConditionModel"}, ["_class_name = 'UNet2DConditionModel'", "UNet2DModel"]),
+        (
+            UNET,
+            {"_class_name": "UNet2DConditionModel"},
+            ["_class_name = 'UNet2DConditionModel'", "UNet2DModel"],
+        ),
         (UNET, {"sample_size": [8, 16]}, ["sample_size = [8, 16]", "square"]),
         (UNET, {"sample_size": None}, ["sample_size = None", "square"]),
         (UNET, {"sample_size": 7}, ["sample_size = 7", "a multiple of 2"]),
-        (UNET, {"in_channels": "three"}, ["in_channels = 'three'", "number of the images' channels"]),
+        (
+            UNET,
+            {"in_channels": "three"},
+            ["in_channels = 'three'", "number of the images' channels"],
+        ),
         (UNET, {"time_embedding_type": "fourier"}, ["time_embedding_type = 'fourier'"]),
-        (UNET, {"class_embed_type": "timestep", "num_class_embeds": 4}, ["class_embed_type = 'timestep'"]),
+        (
+            UNET,
+            {"class_embed_type": "timestep", "num_class_embeds": 4},
+            ["class_embed_type = 'timestep'"],
+        ),
         (
             UNET,
             {"block_out_channels": [8, 8]},
             ["safetensors does not fit", "unexpected tensor 'down_blocks.1.resnets.0.conv_sh"],
         ),
         (UNET, {"layers_per_block": 2}, ["safetensors does not fit", "missing tensor"]),
-        (UNET, {"block_out_channels": [8, 24]}, ["safetensors does not fit", "mismatched tensor 'down_blocks.1"]),
+        (
+            UNET,
+            {"block_out_channels": [8, 24]},
+            ["safetensors does not fit", "mismatched tensor 'down_blocks.1"],
+        ),
         (UNET, {"act_fn": "nonsense"}, ["network.config is not one of UNet2DModel"]),
-        (SCHEDULER, {"variance_type": "learned_range"}, ["variance_type = 'learned_range'", "would be ignored"]),
-        (SCHEDULER, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, ["_class_name = 'FlowMatch", "not flow matching"]),
-        (SCHEDULER, {"_class_name": "EDMDPMSolverMultistepScheduler"}, ["_class_name = 'EDM", "not flow matching, EDM"]),
-        (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler"}, ["_class_name = 'ScoreSdeVe", "variance-exploding"]),
-        (SCHEDULER, {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, ["flow matching"]),
-        (SCHEDULER, {"prediction_type": "flow_prediction"}, ["prediction_type = 'flow_prediction'"]),
+        (
+            SCHEDULER,
+            {"variance_type": "learned_range"},
+            ["variance_type = 'learned_range'", "would be ignored"],
+        ),
+        (
+            SCHEDULER,
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            ["_class_name = 'FlowMatch", "not flow matching"],
+        ),
+        (
+            SCHEDULER,
+            {"_class_name": "EDMDPMSolverMultistepScheduler"},
+            ["_class_name = 'EDM", "not flow matching, EDM"],
+        ),
+        (
+            SCHEDULER,
+            {"_class_name": "ScoreSdeVeScheduler"},
+            ["_class_name = 'ScoreSdeVe", "variance-exploding"],
+        ),
+        (
+            SCHEDULER,
+            {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True},
+            ["flow matching"],
+        ),
+        (
+            SCHEDULER,
+            {"prediction_type": "flow_prediction"},
+            ["prediction_type = 'flow_prediction'"],
+        ),
         (
             SCHEDULER,
             {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"},
             ["timestep_type = 'continuous'", "EDM"],
         ),
-        (SCHEDULER, {"prediction_type": "noise"}, ["prediction_type = 'noise'", "epsilon, sample, v_prediction"]),
-        (SCHEDULER, {"prediction_type": None, "predict_epsilon": False}, ["predict_epsilon = False", "sample"]),
+        (
+            SCHEDULER,
+            {"prediction_type": "noise"},
+            ["prediction_type = 'noise'", "epsilon, sample, v_prediction"],
+        ),
+        (
+            SCHEDULER,
+            {"prediction_type": None, "predict_epsilon": False},
+            ["predict_epsilon = False", "sample"],
+        ),
         (SCHEDULER, {"beta_schedule": "cubic"}, ["beta_schedule = 'cubic'", "scaled_linear"]),
         (SCHEDULER, {"beta_end": 1.2}, ["beta_schedule = 'linear'", "every beta"]),
         (SCHEDULER, {"trained_betas": "linear"}, ["trained_betas = 'linear'", "a list of numbers"]),
-        (SCHEDULER, {"num_train_timesteps": "many"}, ["num_train_timesteps = 'many'", "must be a number", "1000"]),
+        (
+            SCHEDULER,
+            {"num_train_timesteps": "many"},
+            ["num_train_timesteps = 'many'", "must be a number", "1000"],
+        ),
         (SCHEDULER, {"clip_sample_range": []}, ["clip_sample_range = []", "must be a number"]),
-        (SCHEDULER, {"trained_betas": [0.1, 0.2]}, ["trained_betas = '[2 numbers]'", "2 betas for steps = 1000"]),
+        (
+            SCHEDULER,
+            {"trained_betas": [0.1, 0.2]},
+            ["trained_betas = '[2 numbers]'", "2 betas for steps = 1000"],
+        ),
         (
             SCHEDULER,
             {"rescale_betas_zero_snr": True},
@@ -100,7 +165,9 @@ def test_a_network_that_is_no_square(folder):
     assert load_pretrained(folder).side == 8
 
 
-@pytest.mark.parametrize("file", [INDEX, UNET, SCHEDULER, "unet/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize(
+    "file", [INDEX, UNET, SCHEDULER, "unet/diffusion_pytorch_model.safetensors"]
+)
 def test_missing_and_damaged_files(folder, file):
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(content[: len(content) // 2])
@@ -115,13 +182,23 @@ def test_weights_under_another_name_are_named_and_how_to_read_them(folder):
     (component / "diffusion_pytorch_model.safetensors").unlink()
     model = diffusers.UNet2DModel.from_config(diffusers.UNet2DModel.load_config(component))
     model.save_pretrained(component, variant="fp16")
-    refused(folder, "there is diffusion_pytorch_model.fp16.safetensors", 'variant="fp16").save_pretrained(FOLDER')
+    refused(
+        folder,
+        "there is diffusion_pytorch_model.fp16.safetensors",
+        'variant="fp16").save_pretrained(FOLDER',
+    )
     (component / "diffusion_pytorch_model.fp16.safetensors").unlink()
     model.save_pretrained(component, max_shard_size=2000)
     assert not (component / "diffusion_pytorch_model.safetensors").exists()
-    with pytest.raises(UserError, match="put in place of that folder what diffusers saves with ") as caught:
+    with pytest.raises(
+        UserError, match="put in place of that folder what diffusers saves with "
+    ) as caught:
         load_pretrained(folder)
-    command = str(caught.value).split("diffusers saves with ")[1].replace("FOLDER", f'"{folder / "whole"}"')
+    command = (
+        str(caught.value)
+        .split("diffusers saves with ")[1]
+        .replace("FOLDER", f'"{folder / "whole"}"')
+    )
     exec(command, {"UNet2DModel": diffusers.UNet2DModel})  # noqa: S102
     shutil.rmtree(component)
     (folder / "whole").rename(component)
@@ -143,9 +220,7 @@ def test_without_diffusers(folder, monkeypatch):
 def test_core_and_command_lines_do_not_import_diffusers():
     import subprocess
 
-    code = (
-        "import sys, lab, scripts.sample, scripts.evaluate, scripts.teacher; assert 'diffusers' not in sys.modules"
-    )
+    code = "import sys, lab, scripts.sample, scripts.evaluate, scripts.teacher; assert 'diffusers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
@@ -199,7 +274,8 @@ def test_a_hub_id(whole, tmp_path, monkeypatch):
 
     assert "revision abc123" in describe(run)["origin"]
     with pytest.raises(
-        UserError, match=r"owner/other is no run or folder here.*Repository Not Found\).*check the name"
+        UserError,
+        match=r"owner/other is no run or folder here.*Repository Not Found\).*check the name",
     ) as caught:
         load("owner/other")
     assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
-"""What a scheduler's config says of its sampling, against that scheduler of diffusers itself: where no difference is named there is
-none, where one is named there is one, and no key of its class is passed over. The network is a formula, so many configs are quick."""
+"""What a scheduler's config says of its sampling, against that scheduler of diffusers itself: where
+no difference is named there is none, where one is named there is one, and no key of its class is
+passed over. The network is a formula, so many configs are quick."""
 
 from __future__ import annotations
 
@@ -27,10 +28,18 @@ diffusers = pytest.importorskip("diffusers")
 DDPM, DDIM, PNDM = "DDPMScheduler", "DDIMScheduler", "PNDMScheduler"
 DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
 FEW, USUAL = (1, 2, 3), (1, 2, 3, 4, 10, 15, 30)
-V, COSINE, ZERO = {"prediction_type": "v_prediction"}, {"beta_schedule": "squaredcos_cap_v2"}, {"rescale_betas_zero_snr": True}
-TRAILING, LEADING, LINSPACE = ({"timestep_spacing": spacing} for spacing in ("trailing", "leading", "linspace"))
+V, COSINE, ZERO = (
+    {"prediction_type": "v_prediction"},
+    {"beta_schedule": "squaredcos_cap_v2"},
+    {"rescale_betas_zero_snr": True},
+)
+TRAILING, LEADING, LINSPACE = (
+    {"timestep_spacing": spacing} for spacing in ("trailing", "leading", "linspace")
+)
 PLAIN, LARGE = {"clip_sample": False, **V}, {"variance_type": "fixed_large", **V}
-NO_CEILING, BOUNDED = ({"thresholding": True, "sample_max_value": value} for value in (float("inf"), 1.2))
+NO_CEILING, BOUNDED = (
+    {"thresholding": True, "sample_max_value": value} for value in (float("inf"), 1.2)
+)
 
 
 class Formula(nn.Module):
@@ -39,11 +48,15 @@ class Formula(nn.Module):
     def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.first, self.second = torch.randn(2, 64, 64, generator=generator, dtype=torch.float64) / 8
+        self.first, self.second = (
+            torch.randn(2, 64, 64, generator=generator, dtype=torch.float64) / 8
+        )
 
     def forward(self, x, t, r=None, label=None):
         t, flat = t.double().expand(len(x))[:, None], x.double().flatten(1)
-        out = (torch.tanh(flat @ self.first + torch.sin(3 * t)) + 0.3 * torch.cos(5 * t)) @ self.second + 0.4 * flat
+        out = (
+            torch.tanh(flat @ self.first + torch.sin(3 * t)) + 0.3 * torch.cos(5 * t)
+        ) @ self.second + 0.4 * flat
         return out.view_as(x).to(x.dtype)
 
 
@@ -64,9 +77,13 @@ def ours(schedule: Schedule, steps: int) -> torch.Tensor:
     words = schedule.sampling.split()
     options = dict(zip(words[::2], words[1::2], strict=True))
     path = make_path(schedule.path) if isinstance(schedule.path, str) else schedule.path.build()
-    denoiser = denoiser_for(Model(Formula(), path, schedule.prediction), None, 0, 1.0, options["--threshold"])
+    denoiser = denoiser_for(
+        Model(Formula(), path, schedule.prediction), None, 0, 1.0, options["--threshold"]
+    )
     rng, x = noise()
-    return SAMPLERS[options["--sampler"]].run(denoiser, x, make_grid(options["--grid"], path, steps, schedule.steps), rng)
+    return SAMPLERS[options["--sampler"]].run(
+        denoiser, x, make_grid(options["--grid"], path, steps, schedule.steps), rng
+    )
 
 
 def theirs(folder: Path, name: str, steps: int, monkeypatch) -> torch.Tensor:
@@ -75,7 +92,12 @@ def theirs(folder: Path, name: str, steps: int, monkeypatch) -> torch.Tensor:
     (rng, x), T = noise(), scheduler.config.num_train_timesteps
     for i, k in enumerate(scheduler.timesteps):
         z = rng.normal((1, 8, 8), "sampler", i + 1)
-        monkeypatch.setattr(sys.modules[type(scheduler).__module__], "randn_tensor", lambda *a, _z=z, **b: _z, raising=False)
+        monkeypatch.setattr(
+            sys.modules[type(scheduler).__module__],
+            "randn_tensor",
+            lambda *a, _z=z, **b: _z,
+            raising=False,
+        )
         x = scheduler.step(network(x, (k.double() + 1) / T), k, x).prev_sample
     return x
 
@@ -88,7 +110,11 @@ def distance(schedule: Schedule, folder: Path, name: str, steps: int, monkeypatc
 @pytest.mark.parametrize(
     ("name", "config"),
     [
-        *[(DDPM, {"variance_type": v, **V, **s}) for v in ("fixed_small", "fixed_small_log") for s in (TRAILING, LEADING)],
+        *[
+            (DDPM, {"variance_type": v, **V, **s})
+            for v in ("fixed_small", "fixed_small_log")
+            for s in (TRAILING, LEADING)
+        ],
         (DDPM, {**TRAILING, **ZERO, **V}),
         (DDPM, {**LARGE, **LEADING}),
         (DDPM, {**LARGE, **LINSPACE, "steps_offset": 1}),  # which only leading reads
@@ -99,13 +125,29 @@ def distance(schedule: Schedule, folder: Path, name: str, steps: int, monkeypatc
         (DDIM, {**LEADING, "clip_sample": True, **V}),
         (DDIM, {**LEADING, "thresholding": True, **V}),
         (DDIM, {**LEADING, **ZERO, **PLAIN}),
-        (DDIM, {**PLAIN, "steps_offset": 1}),  # up to T / 2 steps: beyond, its last ends at timestep 0, and 0.5 % off
-        *[(DPM, {"solver_order": order, **s, **V}) for order in (1, 2) for s in (TRAILING, LEADING, LINSPACE)],
-        *[(DPM, {"solver_order": order, "algorithm_type": "sde-dpmsolver++", **V}) for order in (1, 2)],
+        (
+            DDIM,
+            {**PLAIN, "steps_offset": 1},
+        ),  # up to T / 2 steps: beyond, its last ends at timestep 0, and 0.5 % off
+        *[
+            (DPM, {"solver_order": order, **s, **V})
+            for order in (1, 2)
+            for s in (TRAILING, LEADING, LINSPACE)
+        ],
+        *[
+            (DPM, {"solver_order": order, "algorithm_type": "sde-dpmsolver++", **V})
+            for order in (1, 2)
+        ],
         *[(DPM, {"solver_order": order, "thresholding": True, **V}) for order in (1, 2)],
-        (DPM, {"lower_order_final": False, "euler_at_final": True, **V}),  # the last step to clean data is of order 1 anyway
+        (
+            DPM,
+            {"lower_order_final": False, "euler_at_final": True, **V},
+        ),  # the last step to clean data is of order 1 anyway
         (DPM, {"lambda_min_clipped": -5.1, **V}),  # below this table's last, -5.06
-        (DPM, {"variance_type": "fixed_large", "flow_shift": 3.0, "use_dynamic_shifting": True, **V}),
+        (
+            DPM,
+            {"variance_type": "fixed_large", "flow_shift": 3.0, "use_dynamic_shifting": True, **V},
+        ),
         (DPM, {**NO_CEILING, **V}),
         (DPM, {**LEADING, **ZERO, **V}),
     ],
@@ -129,30 +171,98 @@ ELSEWHERE = "that its steps land elsewhere than it looks next"
         (DDPM, {**LARGE, "steps_offset": 1}, LAST_NOISE, USUAL, ()),
         (DDPM, {**V, "steps_offset": 3}, "steps_offset = 3", USUAL, ()),
         (DDPM, {**V, **BOUNDED}, "sample_max_value = 1.2 (ours has no ceiling)", USUAL, ()),
-        (DDPM, {**V, "thresholding": True, "sample_max_value": 0.5}, "sample_max_value = 0.5, below 1", USUAL, ()),
-        (DDPM, {**V, **NO_CEILING, "dynamic_thresholding_ratio": 0.5}, "ratio = 0.5 (ours is 0.995)", USUAL, ()),
-        (DDIM, {**PLAIN, **TRAILING}, f"does not divide the timesteps (1000), {ELSEWHERE}", (12, 15, 24, 30), (1, 2, 4, 10)),
-        (DDIM, {**PLAIN, **LINSPACE}, "between linspace times, which land elsewhere", (2, 3, 4, 10, 15), (1,)),
+        (
+            DDPM,
+            {**V, "thresholding": True, "sample_max_value": 0.5},
+            "sample_max_value = 0.5, below 1",
+            USUAL,
+            (),
+        ),
+        (
+            DDPM,
+            {**V, **NO_CEILING, "dynamic_thresholding_ratio": 0.5},
+            "ratio = 0.5 (ours is 0.995)",
+            USUAL,
+            (),
+        ),
+        (
+            DDIM,
+            {**PLAIN, **TRAILING},
+            f"does not divide the timesteps (1000), {ELSEWHERE}",
+            (12, 15, 24, 30),
+            (1, 2, 4, 10),
+        ),
+        (
+            DDIM,
+            {**PLAIN, **LINSPACE},
+            "between linspace times, which land elsewhere",
+            (2, 3, 4, 10, 15),
+            (1,),
+        ),
         (DDIM, {**PLAIN, "set_alpha_to_one": False}, "set_alpha_to_one = False", USUAL, ()),
-        (DDIM, {**V, **BOUNDED}, "it keeps eps, our dynamic thresholding makes it anew", (2, 4, 10), ()),
-        (DDIM, {**V, "clip_sample_range": 0.5}, "clip_sample_range = 0.5 (ours clips at 1)", USUAL, ()),
+        (
+            DDIM,
+            {**V, **BOUNDED},
+            "it keeps eps, our dynamic thresholding makes it anew",
+            (2, 4, 10),
+            (),
+        ),
+        (
+            DDIM,
+            {**V, "clip_sample_range": 0.5},
+            "clip_sample_range = 0.5 (ours clips at 1)",
+            USUAL,
+            (),
+        ),
         (DPM, {**V, "solver_type": "heun"}, "solver_type = 'heun'", (3, 4, 10, 15, 30), (1, 2)),
-        (DPM, {**V, "final_sigmas_type": "sigma_min"}, "final_sigmas_type = 'sigma_min'", USUAL, ()),
+        (
+            DPM,
+            {**V, "final_sigmas_type": "sigma_min"},
+            "final_sigmas_type = 'sigma_min'",
+            USUAL,
+            (),
+        ),
         (DPM, {**V, **COSINE, "lambda_min_clipped": -5.1}, "lambda_min_clipped = -5.1", USUAL, ()),
         (DPM, {**V, "use_karras_sigmas": True}, "use_karras_sigmas = True", (3, 4, 10), ()),
         (DPM, {**V, "use_lu_lambdas": True}, "use_lu_lambdas = True", (3, 4, 10), ()),
         (DPM, {**V, "steps_offset": 1, **LEADING}, "steps_offset = 1", USUAL, ()),
         (DPM, {**V, "solver_order": 3}, "solver_order = 3", (4, 10, 15, 30), FEW),
-        (DPM, {**V, "solver_order": 3, "algorithm_type": "sde-dpmsolver++"}, "solver_order = 3", (4, 10, 15, 30), FEW),
+        (
+            DPM,
+            {**V, "solver_order": 3, "algorithm_type": "sde-dpmsolver++"},
+            "solver_order = 3",
+            (4, 10, 15, 30),
+            FEW,
+        ),
         (DPM, {**V, **ZERO, **TRAILING}, "2^-12 in place of alpha = 0 at timestep 999", FEW, ()),
-        (UNIPC, {**V, "solver_order": 1}, "solver_order = 1 (ours is 3): from 3 steps on", (3, 4, 10, 15, 30), (1, 2)),
-        (UNIPC, {**V, "solver_order": 2}, "solver_order = 2 (ours is 3): from 4 steps on", (4, 10, 15, 30), FEW),
+        (
+            UNIPC,
+            {**V, "solver_order": 1},
+            "solver_order = 1 (ours is 3): from 3 steps on",
+            (3, 4, 10, 15, 30),
+            (1, 2),
+        ),
+        (
+            UNIPC,
+            {**V, "solver_order": 2},
+            "solver_order = 2 (ours is 3): from 4 steps on",
+            (4, 10, 15, 30),
+            FEW,
+        ),
         (UNIPC, {**V, "solver_order": 3}, FALLS, (4, 10, 15, 30), FEW),
-        (UNIPC, {**V, "solver_order": 3, "thresholding": True, **TRAILING}, FALLS, (4, 10, 15, 30), FEW),
+        (
+            UNIPC,
+            {**V, "solver_order": 3, "thresholding": True, **TRAILING},
+            FALLS,
+            (4, 10, 15, 30),
+            FEW,
+        ),
         (UNIPC, {**V, "solver_order": 3, "sigma_max": 5, "flow_shift": 2.0}, FALLS, (4, 10), FEW),
     ],
 )
-def test_one_difference_named_and_it_is_there(tmp_path, monkeypatch, name, config, words, other, same):
+def test_one_difference_named_and_it_is_there(
+    tmp_path, monkeypatch, name, config, words, other, same
+):
     """other: numbers of steps where it shows; same: those where the words allow no difference."""
     schedule = saved(getattr(diffusers, name)(**config), tmp_path)
     assert len(schedule.differs) == 1 and words in schedule.differs[0], schedule.differs
@@ -176,36 +286,69 @@ def test_keys_of_unipc_beside_its_order(tmp_path, monkeypatch, changed, words):
     schedule = saved(diffusers.UniPCMultistepScheduler(**V, solver_order=3, **changed), tmp_path)
     assert schedule.differs == (FALLS, words)
     reference = theirs(tmp_path, UNIPC, 3, monkeypatch)
-    assert not torch.isfinite(reference).all() or distance(schedule, tmp_path, UNIPC, 3, monkeypatch) > 2e-4
+    assert (
+        not torch.isfinite(reference).all()
+        or distance(schedule, tmp_path, UNIPC, 3, monkeypatch) > 2e-4
+    )
 
 
 def test_where_diffusers_itself_makes_nan(tmp_path, monkeypatch):
     cases = {
-        "variance_type = 'fixed_large_log' (diffusers itself makes NaN of it)": (DDPM, {"variance_type": "fixed_large_log"}),
-        "a division by alpha = 0 at timestep 999": (DPM, {"trained_betas": [0.01] * 999 + [1.0], **V}),
+        "variance_type = 'fixed_large_log' (diffusers itself makes NaN of it)": (
+            DDPM,
+            {"variance_type": "fixed_large_log"},
+        ),
+        "a division by alpha = 0 at timestep 999": (
+            DPM,
+            {"trained_betas": [0.01] * 999 + [1.0], **V},
+        ),
     }
     for words, (name, config) in cases.items():
         schedule = saved(getattr(diffusers, name)(**config), tmp_path)
         assert schedule.differs == (words,)
-        assert torch.isnan(theirs(tmp_path, name, 4, monkeypatch)).any() and torch.isfinite(ours(schedule, 4)).all()
+        assert (
+            torch.isnan(theirs(tmp_path, name, 4, monkeypatch)).any()
+            and torch.isfinite(ours(schedule, 4)).all()
+        )
 
 
 @pytest.mark.parametrize(
     ("before", "name", "left"),
     [
-        (diffusers.DDPMScheduler(**LARGE), DPM, ["clip_sample = True"]),  # clipped by default, as CIFAR-10's checkpoint
+        (
+            diffusers.DDPMScheduler(**LARGE),
+            DPM,
+            ["clip_sample = True"],
+        ),  # clipped by default, as CIFAR-10's checkpoint
         (diffusers.DDPMScheduler(**V), UNIPC, ["clip_sample = True"]),
         (diffusers.DDIMScheduler(**PLAIN, **ZERO), PNDM, ["rescale_betas_zero_snr = True"]),
-        (diffusers.DDIMScheduler(**V, **ZERO), "LMSDiscreteScheduler", ["rescale_betas_zero_snr = True", "clip_sample = True"]),
-        (diffusers.DDIMScheduler(**V, **ZERO), "HeunDiscreteScheduler", ["rescale_betas_zero_snr = True"]),  # it does clip
-        (diffusers.DDIMScheduler(**PLAIN, **ZERO), "DEISMultistepScheduler", ["rescale_betas_zero_snr = True"]),
-        (diffusers.DDPMScheduler(**PLAIN, **BOUNDED), "EulerDiscreteScheduler", ["thresholding = True"]),
+        (
+            diffusers.DDIMScheduler(**V, **ZERO),
+            "LMSDiscreteScheduler",
+            ["rescale_betas_zero_snr = True", "clip_sample = True"],
+        ),
+        (
+            diffusers.DDIMScheduler(**V, **ZERO),
+            "HeunDiscreteScheduler",
+            ["rescale_betas_zero_snr = True"],
+        ),  # it does clip
+        (
+            diffusers.DDIMScheduler(**PLAIN, **ZERO),
+            "DEISMultistepScheduler",
+            ["rescale_betas_zero_snr = True"],
+        ),
+        (
+            diffusers.DDPMScheduler(**PLAIN, **BOUNDED),
+            "EulerDiscreteScheduler",
+            ["thresholding = True"],
+        ),
         (diffusers.UniPCMultistepScheduler(**V), DPM, []),
         (diffusers.DPMSolverMultistepScheduler(**V), UNIPC, []),
     ],
 )
 def test_keys_left_over_are_named_and_not_read(tmp_path, monkeypatch, before, name, left):
-    """Saved, loaded, exchanged by from_config and saved again: the commonest thing that is done to a published pipeline."""
+    """Saved, loaded, exchanged by from_config and saved again: the commonest thing that is done to
+    a published pipeline."""
     before.save_pretrained(tmp_path / "before")
     loaded = type(before).from_pretrained(tmp_path / "before")
     schedule = saved(getattr(diffusers, name).from_config(loaded.config), tmp_path / "after")
@@ -218,11 +361,14 @@ def test_keys_left_over_are_named_and_not_read(tmp_path, monkeypatch, before, na
     alphas = getattr(diffusers, name).from_pretrained(tmp_path / "after").alphas_cumprod.double()
     torch.testing.assert_close(table, alphas, rtol=1e-5, atol=0)
     if name in (DPM, UNIPC):
-        assert schedule.differs == (() if name == DPM else ("solver_order = 2 (ours is 3): from 4 steps on",))
+        assert schedule.differs == (
+            () if name == DPM else ("solver_order = 2 (ours is 3): from 4 steps on",)
+        )
         assert distance(schedule, tmp_path / "after", name, 3, monkeypatch) < 1e-4
 
 
-# That cannot change a sample, whatever the other keys that are read here: shown above for those of DPM-Solver.
+# That cannot change a sample, whatever the other keys that are read here: shown above for those of
+# DPM-Solver.
 WITHOUT_EFFECT = {
     DPM: {"variance_type", "flow_shift", "use_dynamic_shifting", "time_shift_type"},
     UNIPC: {"flow_shift", "time_shift_type"},
@@ -231,12 +377,25 @@ WITHOUT_EFFECT = {
 
 @pytest.mark.parametrize("name", DDPM_FAMILY)
 def test_no_key_of_its_class_is_passed_over(name):
-    """Any key that diffusers has or will have, at another value than its default, changes what is read or is refused."""
+    """Any key that diffusers has or will have, at another value than its default, changes what is
+    read or is refused."""
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
-    defaults = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    defaults = {
+        key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty
+    }
     clips = [{"clip_sample": True}, {"clip_sample": False}]
-    bases = [{}, V, LEADING, BOUNDED, *clips, {"use_karras_sigmas": True}, {"final_sigmas_type": "sigma_min"}]
-    bases = [{"_class_name": name} | {k: v for k, v in base.items() if k in defaults} for base in bases]
+    bases = [
+        {},
+        V,
+        LEADING,
+        BOUNDED,
+        *clips,
+        {"use_karras_sigmas": True},
+        {"final_sigmas_type": "sigma_min"},
+    ]
+    bases = [
+        {"_class_name": name} | {k: v for k, v in base.items() if k in defaults} for base in bases
+    ]
 
     def read(config: dict) -> Schedule | None:
         try:
@@ -258,30 +417,74 @@ def test_no_key_of_its_class_is_passed_over(name):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"num_train_timesteps": None}, "num_train_timesteps = None: must be a number, a whole one; the default of DDPM"),
-        ({"num_train_timesteps": 1000.5}, "num_train_timesteps = 1000.5: must be a number, a whole one"),
-        ({"beta_start": None}, "beta_start = None: must be a number; the default of DDPMScheduler is 0.0001"),
+        (
+            {"num_train_timesteps": None},
+            "num_train_timesteps = None: must be a number, a whole one; the default of DDPM",
+        ),
+        (
+            {"num_train_timesteps": 1000.5},
+            "num_train_timesteps = 1000.5: must be a number, a whole one",
+        ),
+        (
+            {"beta_start": None},
+            "beta_start = None: must be a number; the default of DDPMScheduler is 0.0001",
+        ),
         ({"beta_end": "0.02", "beta_schedule": "sigmoid"}, "beta_end = '0.02': must be a number"),
-        ({"clip_sample_range": None}, "clip_sample_range = None: must be a number; the default of DDPMScheduler is 1.0"),
-        ({"thresholding": True, "sample_max_value": None}, "sample_max_value = None: must be a number"),
-        ({"thresholding": True, "dynamic_thresholding_ratio": None}, "dynamic_thresholding_ratio = None: must be a number"),
-        ({"steps_offset": None}, "steps_offset = None: must be a number, a whole one; the default of DDPMScheduler is 0"),
-        ({"trained_betas": "linear"}, "trained_betas = 'linear': must be a list of numbers, or null"),
-        ({"trained_betas": [0.1] * 999 + [None]}, "trained_betas = '[..., None, ...]': must be a list of numbers"),
-        ({"timestep_spacing": None}, "timestep_spacing = None: must be one of trailing, leading, linspace"),
+        (
+            {"clip_sample_range": None},
+            "clip_sample_range = None: must be a number; the default of DDPMScheduler is 1.0",
+        ),
+        (
+            {"thresholding": True, "sample_max_value": None},
+            "sample_max_value = None: must be a number",
+        ),
+        (
+            {"thresholding": True, "dynamic_thresholding_ratio": None},
+            "dynamic_thresholding_ratio = None: must be a number",
+        ),
+        (
+            {"steps_offset": None},
+            "steps_offset = None: must be a number, a whole one; the default of DDPMScheduler is 0",
+        ),
+        (
+            {"trained_betas": "linear"},
+            "trained_betas = 'linear': must be a list of numbers, or null",
+        ),
+        (
+            {"trained_betas": [0.1] * 999 + [None]},
+            "trained_betas = '[..., None, ...]': must be a list of numbers",
+        ),
+        (
+            {"timestep_spacing": None},
+            "timestep_spacing = None: must be one of trailing, leading, linspace",
+        ),
         ({"prediction_type": ["epsilon"]}, "prediction_type = ['epsilon']: must be one of epsilon"),
-        ({"_class_name": DPM, "solver_order": None}, "solver_order = None: must be a number, a whole one"),
+        (
+            {"_class_name": DPM, "solver_order": None},
+            "solver_order = None: must be a number, a whole one",
+        ),
         ({"_class_name": DPM, "solver_order": 0}, "solver_order = 0: must be at least 1"),
-        ({"_class_name": DPM, "lambda_min_clipped": None}, "lambda_min_clipped = None: must be a number"),
+        (
+            {"_class_name": DPM, "lambda_min_clipped": None},
+            "lambda_min_clipped = None: must be a number",
+        ),
     ],
 )
 def test_values_that_cannot_be_read(config, words):
     with pytest.raises(UserError) as caught:
         read_schedule({"_class_name": DDPM} | config, Path("scheduler/scheduler_config.json"))
-    assert str(caught.value).startswith(f"scheduler/scheduler_config.json: {words}") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(
+        f"scheduler/scheduler_config.json: {words}"
+    ) and "\n" not in str(caught.value)
 
 
 def test_a_value_that_is_not_read_may_be_anything():
-    unread = {"clip_sample": False, "clip_sample_range": None, "sample_max_value": None, **COSINE, "beta_start": None}
+    unread = {
+        "clip_sample": False,
+        "clip_sample_range": None,
+        "sample_max_value": None,
+        **COSINE,
+        "beta_start": None,
+    }
     plain = read_schedule({"_class_name": DDPM, "clip_sample": False, **COSINE}, Path("x"))
     assert read_schedule({"_class_name": DDPM} | unread, Path("x")) == replace(plain, left_over=())

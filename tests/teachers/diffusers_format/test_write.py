@@ -1,4 +1,5 @@
-"""Exported runs, loaded by diffusers alone: in a process without this repository, or by its own classes; and back again."""
+"""Exported runs, loaded by diffusers alone: in a process without this repository, or by its own
+classes; and back again."""
 
 from __future__ import annotations
 
@@ -72,7 +73,13 @@ def run_of(folder: Path, network, path, prediction, num_classes, boundary) -> Ru
     """A run with random weights, as load_run gives it."""
     torch.manual_seed(1)
     spec = ModelSpec(
-        network=network, path=path, prediction=prediction, channels=1, side=8, num_classes=num_classes, boundary_t_min=boundary
+        network=network,
+        path=path,
+        prediction=prediction,
+        channels=1,
+        side=8,
+        num_classes=num_classes,
+        boundary_t_min=boundary,
     )
     model = build_model(spec)
     for p in model.network.parameters():
@@ -81,12 +88,18 @@ def run_of(folder: Path, network, path, prediction, num_classes, boundary) -> Ru
     save_weights(folder / "ema.safetensors", model.network.state_dict(), spec)
     model = model.eval().requires_grad_(False)
     given = (None, "half-life 5 images", "c" * 64, folder / "ema.safetensors", 640, 1920.0, 3.5)
-    return Run(folder, folder.name, "ddpm", None, spec, model, DataConfig(name="digits"), *given[1:])
+    return Run(
+        folder, folder.name, "ddpm", None, spec, model, DataConfig(name="digits"), *given[1:]
+    )
 
 
 def start(num_classes: int) -> tuple[torch.Tensor, torch.Tensor | None, float]:
     rng = Noise(3, torch.arange(3))
-    return rng.normal((1, 8, 8), "prior"), torch.tensor([0, 7, 3]) if num_classes else None, 2.0 if num_classes else 1.0
+    return (
+        rng.normal((1, 8, 8), "prior"),
+        torch.tensor([0, 7, 3]) if num_classes else None,
+        2.0 if num_classes else 1.0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +116,13 @@ def exported(tmp_path_factory) -> dict[str, tuple[Run, Path, str]]:
 
 @pytest.fixture(scope="module")
 def theirs(exported, tmp_path_factory) -> dict[str, torch.Tensor]:
-    """DDIM samples of every exported folder, made in a process that cannot import this repository."""
+    """DDIM samples of every exported folder, made in a process that cannot import this
+    repository."""
     place = tmp_path_factory.mktemp("elsewhere")
     (place / "child.py").write_text(CHILD)
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HOME": str(place / "hf")}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+        "HF_HOME": str(place / "hf")
+    }
     folders = [str(folder) for _, folder, _ in exported.values()]
     command = [sys.executable, "child.py", *folders, str(place / "out.pt")]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
@@ -120,7 +136,9 @@ def test_samples_elsewhere_are_ours(exported, theirs, name):
     noise, label, scale = start(run.num_classes)
     grid = make_grid("time", run.model.path, 10)
     ours = SAMPLERS["ddim"].run(denoiser_for(run.model, label, run.num_classes, scale), noise, grid)
-    if run.spec.path == "rectified":  # theirs starts and ends variance-preserving; at both ends that is the same
+    if (
+        run.spec.path == "rectified"
+    ):  # theirs starts and ends variance-preserving; at both ends that is the same
         assert run.model.path.alpha(torch.tensor(1.0)) == 0
     assert ours.abs().max() > 0.1 and torch.isfinite(ours).all()
     assert float((ours - theirs[name]).abs().max() / theirs[name].abs().max()) < 1e-4
@@ -129,7 +147,8 @@ def test_samples_elsewhere_are_ours(exported, theirs, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_loaded_again_it_is_the_run(exported, name):
-    """The same outputs bit for bit, but for the class whose time embedding is turned; data, price and hash of config too."""
+    """The same outputs bit for bit, but for the class whose time embedding is turned; data, price
+    and hash of config too."""
     run, folder, words = exported[name]
     again = load_pretrained(folder)
     noise, label, _ = start(run.num_classes)
@@ -138,7 +157,9 @@ def test_loaded_again_it_is_the_run(exported, name):
         for c in (label, None):
             ours, theirs = (r.model.denoised(noise, t, c).x0 for r in (run, again))
             if words.startswith("UNet2DModel"):
-                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(ours.abs().max()))
+                torch.testing.assert_close(
+                    ours, theirs, rtol=1e-4, atol=1e-4 * float(ours.abs().max())
+                )
             else:
                 assert torch.equal(ours, theirs) and again.spec == run.spec
     for field in (
@@ -153,16 +174,26 @@ def test_loaded_again_it_is_the_run(exported, name):
         "num_classes",
     ):
         assert getattr(again, field) == getattr(run, field)
-    for words in ((folder / "README.md").read_text(), json.loads((folder / "fast_sampling.json").read_text())["time"]):
+    for words in (
+        (folder / "README.md").read_text(),
+        json.loads((folder / "fast_sampling.json").read_text())["time"],
+    ):
         assert "t = (k + 1) / " in words.lower()
 
 
 def test_published_checkpoints_go_straight_back(tmp_path):
     """Byte for byte: weights and scheduler; and once more from the export."""
-    folder = save_checkpoint(tmp_path / "published", scheduler_config={"beta_schedule": "scaled_linear", "clip_sample": False})
+    folder = save_checkpoint(
+        tmp_path / "published",
+        scheduler_config={"beta_schedule": "scaled_linear", "clip_sample": False},
+    )
     run = load_pretrained(folder)
     assert "as it came" in export(run, tmp_path / "out")
-    for file in ("unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json", "model_index.json"):
+    for file in (
+        "unet/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+        "model_index.json",
+    ):
         assert (folder / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
     again = load_pretrained(tmp_path / "out")
     assert again.spec == run.spec and again.weights_sha256 == run.weights_sha256
@@ -171,8 +202,11 @@ def test_published_checkpoints_go_straight_back(tmp_path):
 
 
 def test_last_class_of_a_student_is_no_null_label(tmp_path):
-    """A published network of 4 classes without a null label: its student's pipeline draws all four, and refuses guidance."""
-    network = DiffusersConfig(class_name="UNet2DModel", config=UNET | {"num_class_embeds": 4}, steps=TABLE.steps)
+    """A published network of 4 classes without a null label: its student's pipeline draws all four,
+    and refuses guidance."""
+    network = DiffusersConfig(
+        class_name="UNet2DModel", config=UNET | {"num_class_embeds": 4}, steps=TABLE.steps
+    )
     run = run_of(tmp_path / "student", network, TABLE, "eps", 4, None)
     assert export(run, tmp_path / "out") == "UNet2DModel"
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
@@ -191,17 +225,25 @@ def test_last_class_of_a_student_is_no_null_label(tmp_path):
 def test_half_precision_keeps_times_apart(exported):
     """bfloat16 rounds t = 0.999 to 1."""
     _, folder, _ = exported["patches, classes, v on cosine"]
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16, trust_remote_code=True)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(
+        folder, torch_dtype=torch.bfloat16, trust_remote_code=True
+    )
     times, inner = [], pipe.unet.unet.forward
     pipe.unet.unet.forward = lambda x, t, *rest: times.append(t) or inner(x, t, *rest)
     for k in (997, 998):
-        assert pipe.unet(torch.zeros(2, 1, 8, 8, dtype=torch.bfloat16), k).sample.dtype == torch.bfloat16
+        assert (
+            pipe.unet(torch.zeros(2, 1, 8, 8, dtype=torch.bfloat16), k).sample.dtype
+            == torch.bfloat16
+        )
     assert [t[0].item() for t in times] == pytest.approx([0.998, 0.999], abs=1e-6)
 
 
 def test_only_what_was_promised_of_these_weights_is_passed_on(tmp_path):
     run = run_of(tmp_path / "run", SMALL, "vp-cosine", "v", 0, None)
-    rows = [{"steps": 1, "weights_sha256": run.weights_sha256}, {"steps": 4, "weights_sha256": "of another number of steps"}]
+    rows = [
+        {"steps": 1, "weights_sha256": run.weights_sha256},
+        {"steps": 4, "weights_sha256": "of another number of steps"},
+    ]
     (run.folder / "card.json").write_text(json.dumps({"rows": rows}))
     assert export(run, tmp_path / "out").endswith("left out, measured on other weights: 1 of 2")
     (row,) = json.loads((tmp_path / "out" / "card.json").read_text())["rows"]
@@ -212,7 +254,9 @@ def test_only_what_was_promised_of_these_weights_is_passed_on(tmp_path):
     (run.folder / "card.json").write_text(json.dumps({"rows": rows[1:]}))
     export(replace(run, data=DataConfig(name="digits", root="/home/a")), tmp_path / "other")
     assert not (tmp_path / "other" / "card.json").exists()
-    assert load_pretrained(tmp_path / "other").data == DataConfig(name="digits")  # not where the author has it
+    assert load_pretrained(tmp_path / "other").data == DataConfig(
+        name="digits"
+    )  # not where the author has it
 
 
 def test_labels_and_generators_of_the_pipeline(exported):
@@ -227,12 +271,16 @@ def test_labels_and_generators_of_the_pipeline(exported):
     listed = pipe(2, class_labels=[3, 1], generator=generators(), **few).images
     tensors = pipe(2, class_labels=torch.tensor([3, 1]), generator=generators(), **few).images
     assert torch.equal(listed, tensors)
-    alone = pipe(1, class_labels=[3], generator=torch.Generator().manual_seed(4), **few).images  # each image has its own
+    alone = pipe(
+        1, class_labels=[3], generator=torch.Generator().manual_seed(4), **few
+    ).images  # each image has its own
     torch.testing.assert_close(alone, listed[:1], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"class_labels are \[2\] for 4 images"):
         pipe(4, class_labels=[3, 1], **few)
     for count, noise in ((4, None), (1, torch.zeros(3, 1, 8, 8))):
-        with pytest.raises(ValueError, match=f"2 generators for {3 if count == 1 else 4} images: give one for each"):
+        with pytest.raises(
+            ValueError, match=f"2 generators for {3 if count == 1 else 4} images: give one for each"
+        ):
             pipe(count, generator=generators(), noise=noise, **few)
     _, folder, _ = exported["eps on linear"]
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)

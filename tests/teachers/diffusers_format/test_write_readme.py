@@ -1,4 +1,5 @@
-"""The lines in the README of an export, run as they stand in a process that cannot import this repository."""
+"""The lines in the README of an export, run as they stand in a process that cannot import this
+repository."""
 
 from __future__ import annotations
 
@@ -25,12 +26,20 @@ diffusers = pytest.importorskip("diffusers")
 from tests.helpers.checkpoints import UNET, save_checkpoint
 from tests.teachers.diffusers_format.test_write import SMALL, TABLE, WIDE, run_of
 
-PUBLISHED = DiffusersConfig(class_name="UNet2DModel", config=UNET | {"num_class_embeds": 4}, steps=200)
-# name: (the case of run_of, the number of steps it was made for, the sampler that the README names, and its steps there)
+PUBLISHED = DiffusersConfig(
+    class_name="UNet2DModel", config=UNET | {"num_class_embeds": 4}, steps=200
+)
+# name: (the case of run_of, the number of steps it was made for, the sampler that the README names,
+# and its steps there)
 CASES = {
     "teacher": ((WIDE, "vp-cosine", "v", 0, None), None, "ddim", 50),
     "teacher with classes": ((SMALL, "vp-linear", "v", 10, None), None, "ddim", 50),
-    "teacher on a table": ((SMALL, BetaTable(schedule="sigmoid", steps=200), "x0", 0, None), None, "ddim", 50),
+    "teacher on a table": (
+        (SMALL, BetaTable(schedule="sigmoid", steps=200), "x0", 0, None),
+        None,
+        "ddim",
+        50,
+    ),
     "flow": ((SMALL, "rectified", "u", 10, None), None, "ddim", 50),
     "consistency": ((SMALL, "vp-cosine", "v", 10, 0.002), None, "jump", 2),
     "2 steps": ((WIDE, "vp-cosine", "v", 0, None), 2, "ddim", 2),
@@ -79,7 +88,9 @@ def ours(run: Run, sampler: str, grid: str, steps: int) -> torch.Tensor:
     noise = torch.randn(16, 1, 8, 8)
     times = make_grid(grid, run.model.path, steps, T)
     with torch.no_grad():
-        x = SAMPLERS[sampler].run(denoiser_for(run.model, label, run.num_classes), noise, times, TorchNoise())
+        x = SAMPLERS[sampler].run(
+            denoiser_for(run.model, label, run.num_classes), noise, times, TorchNoise()
+        )
     return (x / 2 + 0.5).clamp(0, 1)
 
 
@@ -96,8 +107,15 @@ def sampled(tmp_path_factory) -> dict[str, tuple[Run, Path, torch.Tensor]]:
     for run, folder in made.values():
         export(run, folder)
     (place / "child.py").write_text(CHILD)
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HOME": str(place / "hf")}
-    command = [sys.executable, "child.py", *(str(folder) for _, folder in made.values()), str(place / "images.pt")]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+        "HF_HOME": str(place / "hf")
+    }
+    command = [
+        sys.executable,
+        "child.py",
+        *(str(folder) for _, folder in made.values()),
+        str(place / "images.pt"),
+    ]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     images = torch.load(place / "images.pt")
@@ -124,15 +142,25 @@ def test_it_says_what_it_is_for(sampled, name):
     assert scheduler["timestep_spacing"] == "trailing" and origin.get("steps") == steps
     if steps:
         assert "Made to be sampled in 2 steps of DDIM with timestep_spacing trailing" in words
-        assert scheduler["_class_name"] == "DDIMScheduler" and "made for 2 steps of DDIM" in origin["time"]
+        assert (
+            scheduler["_class_name"] == "DDIMScheduler"
+            and "made for 2 steps of DDIM" in origin["time"]
+        )
     else:
         assert "Made to be sampled" not in words
-        assert scheduler["_class_name"] == ("DDPMScheduler" if "teacher" in name else "DDIMScheduler")
-    assert load_pretrained(folder).num_classes == CASES[name][0][3]  # whatever the scheduler, it can be read again
+        assert scheduler["_class_name"] == (
+            "DDPMScheduler" if "teacher" in name else "DDIMScheduler"
+        )
+    assert (
+        load_pretrained(folder).num_classes == CASES[name][0][3]
+    )  # whatever the scheduler, it can be read again
 
 
 def test_a_published_checkpoint_without_a_readme_gets_one(sampled):
     """Its network and scheduler by hand, since diffusers' DDPMPipeline gives no labels."""
     run, folder, images = sampled["published"]
-    assert "UNet2DModel as it was published, with its own DDIMScheduler" in (folder / "README.md").read_text()
+    assert (
+        "UNet2DModel as it was published, with its own DDIMScheduler"
+        in (folder / "README.md").read_text()
+    )
     torch.testing.assert_close(images, ours(run, "ddim", "leading", 50), rtol=0, atol=1e-4)
