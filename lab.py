@@ -24,6 +24,7 @@ METHODS: dict[str, str] = {
     "consistency": "students.consistency:Consistency",
     "rectified-flow": "flows.rectified:RectifiedFlow",
     "flow-distillation": "flows.distill:FlowDistillation",
+    "meanflow": "flows.meanflow:MeanFlow",
     "ppca": "baselines.ppca:PPCA",
     "vae": "baselines.vae:VAE",
     "gan": "baselines.gan:GAN",

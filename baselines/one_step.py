@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from core.data import ImageData
 from core.errors import UserError
-from core.model_spec import ModelSpec
+from core.model import ModelSpec
 from core.training.method import Context, images_and_spec
 
 

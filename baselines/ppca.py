@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from baselines.one_step import one_step_spec
-from core.data import Batch, ImageSource
+from core.data import Batch, ImageData
 from core.errors import UserError
+from core.model import Model
 from core.training.method import (
     Context,
     Loss,
@@ -21,6 +22,7 @@ from core.training.method import (
     Stage,
     new_model,
 )
+from core.training.roles import Role
 
 
 class PPCAConfig(MethodConfig):
@@ -39,16 +41,13 @@ class PPCA(Method):
 
     Config = PPCAConfig
 
-    def __init__(self, config: PPCAConfig, context: Context):
-        super().__init__(config, context)
+    def __init__(self, config: PPCAConfig, model: Model, data: ImageData):
         begun = time.perf_counter()
-        data, self.spec = one_step_spec(context, "affine")
-        self.model, self.source = new_model(self.spec, context), ImageSource(data, context.seed)
-        network, latent = self.model.network, self.spec.network.latent
-        images = (data.images.double() / 127.5 - 1).flatten(1)
-        classes = [data.labels == c for c in range(network.num_classes)] + [
-            torch.ones(len(images), dtype=torch.bool)
-        ]
+        self.config, self.roles = config, {"student": Role(model)}
+        network, latent = model.network, model.spec.network.latent
+        images = model.codec.encode(data.images, torch.float64).flatten(1)
+        classes = [data.labels == c for c in range(network.num_classes)]
+        classes.append(torch.ones(len(images), dtype=torch.bool))
         with torch.no_grad():
             for row, members in enumerate(classes):
                 mean, U, scales, rest = fit(images[members], latent)
@@ -56,13 +55,18 @@ class PPCA(Method):
                 network.scales[row], network.rest[row] = scales.float(), float(rest)
         self.fitted = Spent(0.0, time.perf_counter() - begun, len(images))
 
+    @classmethod
+    def from_config(cls, config: PPCAConfig, context: Context) -> PPCA:
+        data, spec = one_step_spec(context, "affine")
+        return cls(config, new_model(spec, context), data)
+
     def stages(self) -> list[Stage]:
         return []
 
     def spent(self) -> Spent:
         return self.fitted
 
-    def loss(self, batch: Batch, progress: Progress) -> Loss:
+    def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
         raise AssertionError("PPCA has no stage of training")
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from baselines.one_step import one_step_spec
 from core.data import Batch, ImageSource
+from core.model import Model
 from core.training.method import Context, Loss, Method, MethodConfig, Progress, new_model
+from core.training.roles import Role
 
 
 class VAEConfig(MethodConfig):
@@ -29,23 +31,24 @@ class VAE(Method):
 
     Config = VAEConfig
 
-    def __init__(self, config: VAEConfig, context: Context):
-        super().__init__(config, context)
-        data, self.spec = one_step_spec(context, "autoencoder")
-        self.source, self.model = ImageSource(data, context.seed), new_model(self.spec, context)
+    def __init__(self, config: VAEConfig, model: Model, source: ImageSource | None):
+        self.config, self.source, self.roles = config, source, {"student": Role(model)}
 
-    def loss(self, batch: Batch, progress: Progress) -> Loss:
-        x, device = batch.x0, batch.x0.device
+    @classmethod
+    def from_config(cls, config: VAEConfig, context: Context) -> VAE:
+        data, spec = one_step_spec(context, "autoencoder")
+        return cls(config, new_model(spec, context), ImageSource(data, context.seed))
+
+    def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
+        x, inputs, spec = batch.x0, batch.condition.inputs(), self.student.spec
         noise = batch.rng.normal(tuple(x.shape[1:]), "eps")
-        t = torch.ones(len(x), device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.model.autocast):
-            given, mean, log_variance = self.model.network(x, t, None, batch.label, noise=noise)
-        network = getattr(
-            self.model.network, "module", self.model.network
-        )  # behind accelerate's wrapper, if any
-        return Loss(
-            negative_elbo(x, given.float(), mean.float(), log_variance.float(), network.log_std), t
-        )
+        t = torch.ones(len(x), device=x.device)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=spec.autocast):
+            network = self.roles["student"].prepared
+            given, mean, log_variance = network(x, t, None, noise=noise, **inputs)
+        log_std = self.student.network.log_std
+        loss = negative_elbo(x, given.float(), mean.float(), log_variance.float(), log_std)
+        return Loss(loss, t)
 
 
 def negative_elbo(

@@ -21,7 +21,13 @@ class Strict(BaseModel):
     """A section of a config: unknown keys and wrong types are errors, and nothing can be changed
     afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
 
 T = TypeVar("T", bound=Strict)

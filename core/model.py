@@ -1,120 +1,166 @@
-"""Model: a network together with the path it was trained on and the meaning of its output.
+"""Model: a network together with its spec, which says what the network's output means.
 
-The only owner of input and output scalings. A sampler, a student and the evaluation all ask a Model
-for (x0, eps) and never look at the network.
+A sampler, a student and the evaluation all ask a Model for (x0, eps), for a velocity or for a map,
+and never look at the network. The spec is plain data that travels with the weights, and the only
+owner of path, parameterisation, times, codec, and how the model is meant to be sampled.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
-from core.diffusion.paths import Path, expand
-from core.diffusion.predictions import Denoised, Prediction, from_denoised, to_denoised
+from core.codec import CODECS, Codec
+from core.condition import UNCONDITIONED, Condition
+from core.config import Strict
+from core.diffusion.parameterisations import (
+    Denoised,
+    Parameterisation,
+    Prediction,
+    PredictionConfig,
+    from_denoised,
+    make_parameterisation,
+)
+from core.diffusion.paths import PATHS, Path, make_path
+from core.diffusion.tables import BetaTable
+from core.networks import NetworkConfig
+from core.networks.unet import UNetConfig
+from core.setting import Setting
 
 
-@dataclass(frozen=True)
-class Boundary:
-    """The consistency parameterisation f = c_skip x + c_out F (Song et al. 2023, eq. 5 and app. C)
-    with f = x at `t_min`.
+def _kind_of_path(value: Any) -> str:
+    return "table" if isinstance(value, (dict, BetaTable)) else "name"
 
-    In the paper's variables x / alpha and s = sigma / alpha: c_skip = d^2 / ((s - s_min)^2 + d^2)
-    and c_out = d (s - s_min) / sqrt(d^2 + s^2), d the standard deviation of the data. F enters with
-    a minus sign and x with the paper's input scaling, so that at t_min = 0 on a variance-preserving
-    path with d = 1 this *is* v-prediction, alpha x - sigma v: a v-predicting teacher starts the
-    student with its own denoiser.
-    """
 
-    t_min: float = 0.0
-    sigma_data: float = 1.0
+PathConfig = Annotated[
+    Annotated[Literal[tuple(PATHS)], Tag("name")] | Annotated[BetaTable, Tag("table")],
+    Discriminator(_kind_of_path),
+]
 
-    def scalings(self, t: Tensor, path: Path) -> tuple[Tensor, Tensor]:
-        """c_skip / alpha and -c_out, float64, of the shape of t: f = c_skip (x / alpha) + c_out
-        F."""
-        c, first = path.at(t), path.at(torch.tensor(self.t_min, dtype=torch.float64))
-        s_min = (first.sigma / first.alpha).to(c.sigma.device)
-        # Multiplied through by powers of alpha, so that alpha = 0 (pure noise) is an ordinary time.
-        a2, s2, d2 = c.alpha.square(), c.sigma.square(), self.sigma_data**2
-        gap = c.sigma - s_min * c.alpha  # alpha (s - s_min)
-        return d2 * c.alpha / (gap.square() + d2 * a2), -self.sigma_data * gap / (
-            d2 * a2 + s2
-        ).sqrt()
 
-    def x0(self, F: Tensor, x: Tensor, t: Tensor, path: Path) -> Tensor:
-        """The consistency function f [B, ...] from the network's output F, x [B, ...] and t ([] or
-        [B])."""
-        skip, out = self.scalings(t, path)
-        return expand(skip, x) * x + expand(out, x) * F
+class ModelConfig(Strict):
+    """What a config says of a model; the data decide the rest."""
+
+    network: NetworkConfig = UNetConfig()
+    """the network's kind and sizes"""
+    path: PathConfig = "vp-cosine"
+    """alpha and sigma over time: a name, or a table of betas"""
+    prediction: Prediction | Literal["mean-velocity"] = "v"
+    """what the network's output means"""
+    discrete_steps: int | None = Field(default=None, ge=1)
+    """train at the times k / discrete_steps only; null: at all times"""
+    autocast: bool = False
+    """run the network in bfloat16 where PyTorch deems it safe"""
+
+
+class ModelSpec(ModelConfig):
+    """All that a Model is but its weights."""
+
+    prediction: PredictionConfig = "v"
+    channels: int
+    side: int
+    num_classes: int
+    codec: Literal[tuple(CODECS)] = "pixels"
+    sampling: Setting | None = None
+    """how it is meant to be sampled; null: as its parameterisation suggests"""
+
+    @property
+    def setting(self) -> Setting:
+        """How the model is sampled where nothing else is said."""
+        if self.sampling is not None:
+            return self.sampling
+        steps = 8 if self.discrete_steps is None else min(8, self.discrete_steps)
+        return Setting(sampler=make_parameterisation(self.prediction).sampler, steps=steps)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, as the network sees it."""
+        return CODECS[self.codec].shape(self.channels, self.side)
+
+    def build(self) -> Model:
+        """A freshly initialised Model; raises UserError if the images do not fit the network."""
+        return Model(self.network.build(self.channels, self.side, self.num_classes), self)
+
+
+def upgraded(spec: dict) -> dict:
+    """A spec as earlier versions wrote it, in today's keys: they named the boundary of a
+    consistency function beside the prediction v."""
+    spec = dict(spec)
+    t_min, sigma_data = spec.pop("boundary_t_min", None), spec.pop("boundary_sigma_data", 1.0)
+    if t_min is not None:
+        spec["prediction"] = {"name": "consistency", "t_min": t_min, "sigma_data": sigma_data}
+    return spec
 
 
 class Model(nn.Module):
-    """network + path + prediction.
+    """network + spec. Shapes: x [B, *spec.shape]; times t and s are [] or [B], float64."""
 
-    Args:
-        network: `network(x, t, r, label) -> F`.
-        path, prediction: how x_t was mixed and what F means.
-        boundary: if given, x0 is the consistency function with that boundary and `prediction` must
-            be "v".
-        discrete_steps: if given, the network was trained at the times k / discrete_steps only, and
-            grids snap to them.
-        autocast: run the network (nothing else) in bfloat16 where PyTorch deems it safe.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        path: Path,
-        prediction: Prediction,
-        boundary: Boundary | None = None,
-        discrete_steps: int | None = None,
-        autocast: bool = False,
-    ):
+    def __init__(self, network: nn.Module, spec: ModelSpec):
         super().__init__()
-        if boundary and prediction != "v":
-            raise ValueError("a consistency boundary needs a network that predicts v")
-        self.network, self.path, self.prediction = network, path, prediction
-        self.boundary, self.discrete_steps, self.autocast = boundary, discrete_steps, autocast
+        self.network, self.spec = network, spec
+        self.path: Path = make_path(spec.path) if isinstance(spec.path, str) else spec.path.build()
+        self.parameterisation: Parameterisation = make_parameterisation(spec.prediction)
+        self.codec: Codec = CODECS[spec.codec]
+
+    def with_network(self, network: nn.Module) -> Model:
+        """The same model of another network: a wrapped or an averaged one."""
+        return Model(network, self.spec)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
 
     def output(
-        self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Condition = UNCONDITIONED,
+        s: Tensor | None = None,
+        autocast: bool | None = None,
     ) -> Tensor:
-        """The raw network output F [B, ...] in x's dtype; x [B, ...], t [] or [B], label [B] or
-        None."""
+        """The raw network output F [B, ...] in x's dtype.
+
+        Args:
+            s: where the flow is to arrive, for parameterisations with a second time; None: s = t.
+            autocast: the spec's own if None.
+        """
         parameter = next(self.network.parameters(), None)
         dtype = parameter.dtype if parameter is not None else x.dtype
         t = t.to(device=x.device, dtype=dtype).expand(len(x))
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.network(x.to(dtype), t, r, label).to(x.dtype)
+        r = None
+        if self.parameterisation.second_time:
+            # The network is told the length of the way: (t, t - s) served best in Geng et al. 2025.
+            r = torch.zeros_like(t) if s is None else t - s.to(t).expand(len(x))
+        enabled = self.spec.autocast if autocast is None else autocast
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=enabled):
+            return self.network(x.to(dtype), t, r, **condition.inputs()).to(x.dtype)
 
     def read(self, F: Tensor, x: Tensor, t: Tensor) -> Denoised:
-        """What output F means at x [B, ...] and t ([] or [B])."""
-        if self.boundary is None:
-            return to_denoised(self.prediction, F, x, t, self.path)
-        x0 = self.boundary.x0(F, x, t, self.path)
-        c = self.path.at(t)
-        return Denoised(x0, (x - expand(c.alpha, x) * x0) / expand(c.sigma, x))
+        """What output F means at x and t."""
+        return self.parameterisation.denoised(F, x, t, self.path)
 
-    def denoised(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Denoised:
-        """The guess of (x0, eps) behind x [B, ...] at t ([] or [B])."""
-        return self.read(self.output(x, t, label), x, t)
+    def denoised(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONED) -> Denoised:
+        """The guess of (x0, eps) behind x at t."""
+        return self.read(self.output(x, t, condition), x, t)
 
-    def x0(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def x0(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONED) -> Tensor:
         """The denoiser E[x0 | x_t] of a teacher, or the consistency function of a student."""
-        F = self.output(x, t, label)
-        return self.boundary.x0(F, x, t, self.path) if self.boundary else self.read(F, x, t).x0
+        return self.parameterisation.x0(self.output(x, t, condition), x, t, self.path)
 
-    def eps(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.denoised(x, t, label).eps
+    def eps(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONED) -> Tensor:
+        return self.denoised(x, t, condition).eps
 
-    def u(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def u(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONED) -> Tensor:
         """The velocity dx/dt of the probability-flow ODE."""
-        if self.prediction == "u" and self.boundary is None:
-            return self.output(x, t, label)
-        return from_denoised("u", *self.denoised(x, t, label), t, self.path)
+        F = self.output(x, t, condition)
+        if self.spec.prediction in ("u", "mean-velocity"):
+            return F
+        return from_denoised("u", *self.read(F, x, t), t, self.path)
 
-    def jump(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor | None = None) -> Tensor:
-        """One evaluation's step from t to s ([] or [B], s <= t): the DDIM step (Song et al. 2021,
-        eq. 12 with eta = 0)."""
-        return self.path.mix(*self.denoised(x, t, label), s)
+    def map(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition = UNCONDITIONED) -> Tensor:
+        """From x at t to s <= t in one evaluation."""
+        F = self.output(x, t, condition, s)
+        return self.parameterisation.map(F, x, t, s, self.path)

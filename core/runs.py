@@ -1,4 +1,4 @@
-"""A finished or running run, as something to sample from."""
+"""Trained models with their origin, loaded from the folders of runs."""
 
 from __future__ import annotations
 
@@ -11,34 +11,27 @@ from typing import NamedTuple, Protocol
 
 import torch
 import yaml
-from torch import Tensor
 
 from core.data import DataConfig
-from core.data.dataset import to_uint8
-from core.diffusion.grids import make_grid
 from core.errors import UserError, nearest
 from core.files import read_text, sha256_of
-from core.model import Model
-from core.model_spec import ModelSpec, build_model, load_weights, read_spec
-from core.noise import Noise
-from core.sampling.denoisers import THRESHOLDS, denoiser_for
-from core.sampling.solvers import Callback, make_sampler
+from core.model import Model, ModelSpec
 from core.training.checkpoints import latest_checkpoint
+from core.weights import load_weights, read_spec
 
 
 @dataclass(frozen=True)
 class Run:
-    """A model with its origin. ema: which weights these are, in words for a protocol; train_*: the
-    price of training.
+    """A trained model with its origin.
 
-    data and the price are None where a model that was trained elsewhere does not say.
+    ema: which weights these are, for the protocol of a row; train_*: the price of training, None
+    like `data` where a model that was trained elsewhere does not say.
     """
 
     folder: Path
     name: str
     method: str
     teacher: str | None
-    spec: ModelSpec
     model: Model
     data: DataConfig | None
     ema: str
@@ -49,20 +42,8 @@ class Run:
     train_seconds: float | None
 
     @property
-    def channels(self) -> int:
-        return self.spec.channels
-
-    @property
-    def side(self) -> int:
-        return self.spec.side
-
-    @property
-    def num_classes(self) -> int:
-        return self.spec.num_classes
-
-    @property
-    def autocast(self) -> bool:
-        return self.model.autocast
+    def spec(self) -> ModelSpec:
+        return self.model.spec
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -134,8 +115,7 @@ def load_run(
     config = yaml.safe_load(read_text(folder / "config.yaml"))
     price = json.loads(read_text(checkpoint / "price.json"))
     file = checkpoint / f"{weights}.safetensors"
-    spec = read_spec(file)
-    model = build_model(spec)
+    model = read_spec(file).build()
     load_weights(model.network, file)
     model = model.to(device).eval().requires_grad_(False)
     return Run(
@@ -143,7 +123,6 @@ def load_run(
         name=folder.name,
         method=config["method"]["name"],
         teacher=price["teacher"],
-        spec=spec,
         model=model,
         data=DataConfig(**config["data"]),
         ema=f"half-life {config['ema']['half_life']:g} images" if weights == "ema" else "raw",
@@ -153,39 +132,3 @@ def load_run(
         train_evals=price["evals"],
         train_seconds=price["seconds"],
     )
-
-
-@torch.no_grad()
-def sample_images(
-    run: Run,
-    sampler: str,
-    steps: int,
-    indices: Tensor,
-    seed: int,
-    guidance_scale: float = 1.0,
-    threshold: str = "none",
-    grid: str | None = None,
-    label: Tensor | int | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """uint8 [B, C, H, W] images of the samples with these global indices (int64 [B]).
-
-    Noise comes from (seed, index), so batch size and process count change nothing. Where `label` is
-    None, classes take turns by index: a random number of images of each class would only add noise
-    to whatever is measured.
-    """
-    chosen = make_sampler(sampler)
-    if threshold not in THRESHOLDS:
-        raise UserError(f"unknown threshold '{threshold}'{nearest(threshold, THRESHOLDS)}")
-    times = make_grid(grid or chosen.grid, run.model.path, steps, run.model.discrete_steps)
-    device = next(run.model.parameters()).device
-    rng = Noise(seed, indices.to(device))
-    if isinstance(label, int):
-        label = torch.full((len(indices),), label)
-    if run.num_classes:
-        label = rng.indices % run.num_classes if label is None else label.to(device)
-    elif label is not None:
-        raise UserError(f"label given, but run {run.folder} is unconditional")
-    denoiser = denoiser_for(run.model, label, run.num_classes, guidance_scale, threshold)
-    noise = rng.normal((run.channels, run.side, run.side), "prior")
-    return to_uint8(chosen.run(denoiser, noise, times, rng, callback)).cpu()

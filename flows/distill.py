@@ -3,37 +3,41 @@
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from core.data import Batch
 from core.data.pairs import PairSource
-from core.diffusion.distances import Distance, distance
+from core.diffusion.losses import Distance, distance
 from core.diffusion.times import on_grid
+from core.model import Model
 from core.training.method import (
     Context,
+    Loss,
+    Method,
     MethodConfig,
     Progress,
-    Regression,
-    RegressionMethod,
-    Spent,
     noise_of,
+    regress,
 )
+from core.training.roles import Role
 
 
 class FlowDistillationConfig(MethodConfig):
-    """pairs: made by scripts.pairs, usually of the run named in init, from which the student
-    starts; steps: k; distance: squared, or pseudo-huber with c = huber * sqrt(dimension)."""
+    """The keys of a flow's distillation."""
 
     pairs: str
+    """folder of stored pairs, usually of the run named in init"""
     init: str
+    """run that the student starts from"""
     steps: int = Field(default=1, ge=1)
+    """k"""
     distance: Distance = "squared"
-    huber: float = 0.00054
+    """between images: squared, or pseudo-huber with c = huber sqrt(dimension)"""
+    huber: float = Field(default=0.00054, gt=0, allow_inf_nan=False)
+    """of pseudo-huber"""
 
 
-class FlowDistillation(RegressionMethod):
+class FlowDistillation(Method):
     """For stored (eps, x0) of a flow, x_t on the straight line between them and t in {1/k, ..., 1}:
     ||x0 - (x_t - t u(x_t, t))||.
 
@@ -45,22 +49,22 @@ class FlowDistillation(RegressionMethod):
 
     Config = FlowDistillationConfig
 
-    def __init__(self, config: FlowDistillationConfig, context: Context):
-        super().__init__(config, context)
-        run = context.load(config.init, "ema", context.device)
-        self.source = PairSource(config.pairs, context.seed)
-        self.source.check_fits(run.spec)
-        self.teacher_name = self.source.manifest.run_name
-        self.spec, self.model = run.spec, run.model.train().requires_grad_(True)
+    def __init__(self, config: FlowDistillationConfig, model: Model, source: PairSource | None):
+        self.config, self.source = config, source
+        self.roles = {"student": Role(model)}
         self.sample_time = on_grid(config.steps)
 
-    def spent(self) -> Spent:
-        return Spent(self.source.manifest.evals, self.source.manifest.seconds)
+    @classmethod
+    def from_config(cls, config: FlowDistillationConfig, context: Context) -> FlowDistillation:
+        model = context.load(config.init, "ema", context.device).model
+        pairs = PairSource(config.pairs, context.seed)
+        pairs.check_fits(model.spec)
+        method = cls(config, model.train().requires_grad_(True), pairs)
+        method.teacher_name = pairs.manifest.run_name
+        return method
 
-    def target(self, batch: Batch, progress: Progress) -> Regression:
-        t = self.sample_time(batch.rng)
-        x_t = self.model.path.mix(batch.x0, noise_of(batch), t)
-        return Regression(x_t, t, batch.x0, "x0", torch.ones_like(t), batch.label)
-
-    def distance(self, difference: Tensor) -> Tensor:
-        return distance(self.config.distance, difference, self.config.huber)
+    def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
+        model, t = self.roles["student"].wrapped, self.sample_time(batch.rng)
+        x_t = model.path.mix(batch.x0, noise_of(batch), t)
+        error = regress(model, x_t, t, batch.x0, "x0", batch.condition)
+        return Loss(distance(self.config.distance, error, self.config.huber), t)

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from core.data import Batch, ImageSource
 from core.data.pairs import PairSource
-from core.diffusion.predictions import from_denoised
+from core.diffusion.parameterisations import from_denoised
 from core.diffusion.times import TimeConfig, make_time_sampler
 from core.errors import UserError
+from core.model import Model
 from core.training.method import (
     Context,
+    Loss,
+    Method,
     MethodConfig,
     Progress,
-    Regression,
-    RegressionMethod,
-    Spent,
     drop_labels,
     images_and_spec,
+    mean_square,
     new_model,
     noise_of,
+    regress,
 )
+from core.training.roles import Role
 
 
 class RectifiedFlowConfig(MethodConfig):
-    """time: how t is drawn (core.diffusion.times); label_dropout: as for a teacher; pairs: a folder
-    made by scripts.pairs, which makes this reflow (null: noise independent of the data); init: a
-    run of the same network to start from."""
+    """The keys of rectified flow and reflow."""
 
     time: TimeConfig = TimeConfig()
-    label_dropout: float = 0.0
+    """how training times are drawn"""
+    label_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """share of labels replaced by the null label, which classifier-free guidance needs"""
     pairs: str | None = None
+    """folder of stored pairs, which makes this reflow; null: noise independent of the data"""
     init: str | None = None
+    """run of the same network to start from"""
 
 
-class RectifiedFlow(RegressionMethod):
+class RectifiedFlow(Method):
     """min E ||(eps - x0) - u(x_t, t)||^2 on x_t = (1 - t) x0 + t eps (eq. 1; t runs from data to
     noise here, so u has the opposite sign of the paper's v). With stored pairs (eps, x0) of a flow
     or a teacher this is the k-th rectified flow.
@@ -43,47 +50,47 @@ class RectifiedFlow(RegressionMethod):
 
     Config = RectifiedFlowConfig
 
-    def __init__(self, config: RectifiedFlowConfig, context: Context):
-        super().__init__(config, context)
+    def __init__(
+        self, config: RectifiedFlowConfig, model: Model, source: ImageSource | PairSource | None
+    ):
+        if model.spec.prediction != "u":
+            raise UserError(
+                f"model.prediction={model.spec.prediction}: a flow predicts u, the velocity"
+            )
+        self.config, self.source = config, source
+        self.roles = {"student": Role(model)}
+        self.sample_time = make_time_sampler(config.time)
+
+    @classmethod
+    def from_config(cls, config: RectifiedFlowConfig, context: Context) -> RectifiedFlow:
         if config.init is None:
-            data, self.spec = images_and_spec(context)
-            if self.spec.prediction != "u":
-                raise UserError(
-                    f"model.prediction={self.spec.prediction}: a flow predicts u, the velocity"
-                )
-            self.model = new_model(self.spec, context)
+            data, spec = images_and_spec(context)
+            model = new_model(spec, context)
         else:
             if context.model is not None:
                 raise UserError(
                     "method.init brings its own network: remove the section 'model' from the config"
                 )
-            run = context.load(config.init, "ema", context.device)
-            if run.spec.prediction != "u":
-                raise UserError(
-                    f"method.init={config.init} predicts {run.spec.prediction}: a flow predicts u, the velocity"
-                )
-            self.spec, self.model = run.spec, run.model.train().requires_grad_(True)
-            data = context.data.load().seen_by(run.num_classes)
-        self.pairs = PairSource(config.pairs, context.seed) if config.pairs else None
-        if self.pairs:
-            self.teacher_name = self.pairs.manifest.run_name
-            self.pairs.check_fits(self.spec)
-        self.source = self.pairs or ImageSource(data, context.seed)
-        self.sample_time = make_time_sampler(config.time)
+            model = context.load(config.init, "ema", context.device).model
+            model.train().requires_grad_(True)
+            data = context.data.load().seen_by(model.spec.num_classes)
+        if config.pairs is None:
+            return cls(config, model, ImageSource(data, context.seed))
+        pairs = PairSource(config.pairs, context.seed)
+        pairs.check_fits(model.spec)
+        method = cls(config, model, pairs)
+        method.teacher_name = pairs.manifest.run_name
+        return method
 
-    def spent(self) -> Spent:
-        return (
-            Spent(self.pairs.manifest.evals, self.pairs.manifest.seconds) if self.pairs else Spent()
-        )
-
-    def target(self, batch: Batch, progress: Progress) -> Regression:
-        path = self.model.path
+    def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
+        model = self.roles["student"].wrapped
         t, eps = self.sample_time(batch.rng), noise_of(batch)
-        return Regression(
-            x_t=path.mix(batch.x0, eps, t),
+        error = regress(
+            model,
+            x_t=model.path.mix(batch.x0, eps, t),
             t=t,
-            target=from_denoised("u", batch.x0, eps, t, path),
+            target=from_denoised("u", batch.x0, eps, t, model.path),
             kind="u",
-            weight=t.new_ones(t.shape),
-            label=drop_labels(batch, self.config.label_dropout, self.spec.num_classes),
+            condition=drop_labels(batch, self.config.label_dropout, model.spec.num_classes),
         )
+        return Loss(mean_square(error), t)

@@ -56,7 +56,7 @@ def main() -> None:
 
     settle_run_folder(config, Path(config.run), write=False)  # before anything slow
     accelerator = Accelerator(cpu=start_processes(arguments.cpu).device.type == "cpu")
-    method = cls(
+    method = cls.from_config(
         config.method,
         Context(config.data, config.model, config.train.seed, accelerator.device, load),
     )

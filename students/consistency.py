@@ -3,63 +3,75 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Literal
 
 import torch
-from pydantic import model_validator
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import Tensor
 
-from core.data import Batch
-from core.diffusion.distances import Distance, distance
-from core.diffusion.grids import make_grid
+from core.condition import Condition
+from core.data import Batch, ImageSource
+from core.diffusion.grids import GRID_NAMES, make_grid
+from core.diffusion.losses import Distance, distance
+from core.diffusion.parameterisations import ConsistencyFunction
 from core.diffusion.paths import expand
-from core.model import Boundary, Model
+from core.model import Model
 from core.training.method import (
     Context,
+    Loss,
+    Method,
     MethodConfig,
     Progress,
-    Regression,
-    RegressionMethod,
     Stage,
     noise_of,
+    regress,
+    same_dropout,
 )
+from core.training.roles import AverageConfig, Role
 from students.teacher import load_teacher, student_source, trainable_copy
 
 
 class ConsistencyConfig(MethodConfig):
-    """teacher: its run; solver: of the teacher's ODE; grid: spacing of the discretisation
-    (core.diffusion.grids); steps_start, steps_end: discretisation steps N, doubling as the budget
-    is spent (equal: fixed, as in the paper's CD); target_half_life: images of the target network's
-    average, 0 = stop-gradient of the student itself; distance: pseudo-huber (c = huber *
-    sqrt(dimension)) or squared; weight: uniform; inverse-gap, 1 / (t_{n+1} - t_n); or output, the
-    same distance taken between network outputs F instead of between images, 1 / c_out of each side;
-    t_min, sigma_data: of the boundary (core.model.Boundary); conversion_share: budget, relative to
-    that of distillation, of the stage before it that a teacher which does not predict v needs."""
+    """The keys of consistency distillation."""
 
     teacher: str
+    """run, folder or hub id of the teacher"""
     solver: Literal["euler", "heun"] = "heun"
-    grid: str = "time"
-    steps_start: int = 18
-    steps_end: int = 18
-    target_half_life: float = 0.0
+    """solver of the teacher's ODE"""
+    grid: Literal[GRID_NAMES] = "time"
+    """spacing of the discretisation (core/diffusion/grids.py)"""
+    steps_start: int = Field(default=18, ge=2)
+    """discretisation steps N at first, doubling as the budget is spent"""
+    steps_end: int = Field(default=18, ge=2)
+    """largest N; equal to steps_start: fixed, as in the paper's distillation"""
+    target_half_life: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """images of the target network's average; 0: the student itself, without gradient"""
     distance: Distance = "pseudo-huber"
-    huber: float = 0.00054
+    """between images: pseudo-huber, with c = huber sqrt(dimension), or squared"""
+    huber: float = Field(default=0.00054, gt=0, allow_inf_nan=False)
+    """of pseudo-huber"""
     weight: Literal["uniform", "inverse-gap", "output"] = "output"
-    t_min: float = 0.0
-    sigma_data: float = 1.0
-    conversion_share: float = 0.2
+    """inverse-gap: 1 / (t_{n+1} - t_n); output: the distance between network outputs F in place of
+    images, 1 / c_out of each side"""
+    t_min: float = Field(default=0.0, ge=0, lt=1)
+    """time of the boundary, where f = x"""
+    sigma_data: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """standard deviation of the data, for the boundary's scalings"""
+    conversion_share: float = Field(default=0.2, gt=0, allow_inf_nan=False)
+    """budget, relative to that of distillation, of the stage before it that a teacher which does
+    not predict v needs"""
 
     @model_validator(mode="after")
     def _steps(self) -> ConsistencyConfig:
-        if not 2 <= self.steps_start <= self.steps_end:
+        if not self.steps_start <= self.steps_end:
             raise ValueError(
-                f"steps_start={self.steps_start}, steps_end={self.steps_end}: need 2 <= steps_start <= steps_end"
+                f"steps_start={self.steps_start}, steps_end={self.steps_end}: "
+                "need 2 <= steps_start <= steps_end"
             )
         return self
 
 
-class Consistency(RegressionMethod):
+class Consistency(Method):
     """f(x_{t_{n+1}}, t_{n+1}) is brought to f^-(x^_{t_n}, t_n), where the teacher's ODE solver goes
     from one to the other.
 
@@ -79,51 +91,34 @@ class Consistency(RegressionMethod):
 
     Config = ConsistencyConfig
 
-    def __init__(self, config: ConsistencyConfig, context: Context):
-        super().__init__(config, context)
+    def __init__(self, config: ConsistencyConfig, teacher: Model, source: ImageSource | None):
+        self.config, self.source, self.teacher = config, source, teacher
+        function = ConsistencyFunction(t_min=config.t_min, sigma_data=config.sigma_data)
+        student = trainable_copy(teacher, prediction=function, discrete_steps=None)
+        averages = None
+        if config.target_half_life:
+            target = AverageConfig(half_life=config.target_half_life, power=None)
+            averages = {"ema": None, "target": target}
+        self.roles = {"student": Role(student, averages=averages)}
+        self.helpers = {"teacher": teacher.network}
+        self.converts = teacher.spec.prediction != "v"
+
+    @classmethod
+    def from_config(cls, config: ConsistencyConfig, context: Context) -> Consistency:
         run = load_teacher(config.teacher, context)
-        self.teacher_name = run.name
-        self.source = student_source(run, context)
-        self.teacher = run.model
-        boundary = {"boundary_t_min": config.t_min, "boundary_sigma_data": config.sigma_data}
-        self.spec = run.spec.model_copy(
-            update={**boundary, "prediction": "v", "discrete_steps": None}
-        )
-        self.model = trainable_copy(run.model)
-        self.model.boundary, self.model.discrete_steps = (
-            Boundary(config.t_min, config.sigma_data),
-            None,
-        )
-        self.model.prediction = "v"
-        self.converts = run.spec.prediction != "v"
-        self.converting = self.converts
-        self.averaged = (
-            copy.deepcopy(self.model).requires_grad_(False) if config.target_half_life else None
-        )
-
-    def networks(self) -> list[nn.Module]:
-        averaged = [self.averaged.network] if self.averaged else []
-        return [self.model.network, self.teacher.network, *averaged]
-
-    def frozen(self) -> dict[str, nn.Module]:
-        return {"target": self.averaged.network} if self.averaged else {}
+        method = cls(config, run.model, student_source(run, context))
+        method.teacher_name = run.name
+        return method
 
     def stages(self) -> list[Stage]:
         distillation = Stage("train", 1.0)
-        return (
-            [Stage("convert", self.config.conversion_share), distillation]
-            if self.converts
-            else [distillation]
-        )
+        convert = Stage("convert", self.config.conversion_share)
+        return [convert, distillation] if self.converts else [distillation]
 
-    def begin_stage(self, index: int, average: nn.Module) -> None:
-        self.converting = self.converts and index == 0
+    def begin_stage(self, index: int) -> None:
         if index > 0:
-            for model in filter(None, (self.model, self.averaged)):
-                network = getattr(
-                    model.network, "module", model.network
-                )  # behind accelerate's wrapper, if any
-                network.load_state_dict(average.state_dict())
+            role = self.roles["student"]
+            role.model.network.load_state_dict(role.average().state_dict())
 
     def steps(self, fraction: float) -> int:
         """N after that fraction of the budget: doublings from steps_start, spread evenly, and never
@@ -136,20 +131,21 @@ class Consistency(RegressionMethod):
 
     def times(self, N: int) -> Tensor:
         """[N + 1] times, from 1 down to t_min."""
-        grid = make_grid(self.config.grid, self.model.path, N)
+        grid = make_grid(self.config.grid, self.student.path, N)
         return self.config.t_min + (1 - self.config.t_min) * grid
 
-    def solve(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
+    def solve(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Tensor:
         """One step of the teacher's ODE from t to s (both [B]), in the straight coordinates of
-        core.sampling.solvers.ode."""
+        core/sampling/solvers/ode.py."""
         path = self.teacher.path
-        x0, eps = self.teacher.denoised(x, t, label)
+        x0, eps = self.teacher.denoised(x, t, condition)
         end = path.mix(x0, eps, s)
         inner = s > 0
         if self.config.solver == "euler" or not bool(inner.any()):
             return end
         safe = torch.where(inner, s, t)  # a step that ends on clean data is an Euler step
-        x0_s, eps_s = self.teacher.denoised(torch.where(_like(inner, x), end, x), safe, label)
+        there = torch.where(_like(inner, x), end, x)
+        x0_s, eps_s = self.teacher.denoised(there, safe, condition)
         a, b = path.at(t), path.at(s)
         scale_a, scale_b = a.alpha + a.sigma, b.alpha + b.sigma
         dw = b.sigma / scale_b - a.sigma / scale_a
@@ -157,60 +153,51 @@ class Consistency(RegressionMethod):
         corrected = expand(scale_b, x) * (x / expand(scale_a, x) + expand(dw, x) * slope)
         return torch.where(_like(inner, x), corrected, end)
 
-    def target(self, batch: Batch, progress: Progress) -> Regression:
-        return self._conversion(batch) if self.converting else self._distillation(batch, progress)
+    def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
+        if self.converts and progress.stage == 0:
+            return self._conversion(batch)
+        return self._distillation(batch, progress)
 
-    def _conversion(self, batch: Batch) -> Regression:
-        """The teacher's denoiser itself, at times between t_min and 1."""
+    def _conversion(self, batch: Batch) -> Loss:
+        """Towards the teacher's denoiser itself, at times between t_min and 1."""
         t = self.config.t_min + (1 - self.config.t_min) * batch.rng.uniform("time")
-        x_t = self.model.path.mix(batch.x0, noise_of(batch), t)
+        x_t = self.student.path.mix(batch.x0, noise_of(batch), t)
         with torch.no_grad():
-            goal = self.teacher.x0(x_t, t, batch.label)
-        return Regression(x_t, t, goal, "x0", self._output_scale(t) ** -2, batch.label)
+            goal = self.teacher.x0(x_t, t, batch.condition)
+        error = regress(self.roles["student"].wrapped, x_t, t, goal, "x0", batch.condition)
+        weight = self._output_scale(t) ** -2
+        return Loss(distance("squared", error, self.config.huber) * weight.float(), t)
 
     def _output_scale(self, t: Tensor) -> Tensor:
         """[B] |c_out|: what an error of the network's output is multiplied by in the image."""
-        return self.model.boundary.scalings(t, self.model.path)[1].abs()
+        return self.student.parameterisation.scalings(t, self.student.path)[1].abs()
 
-    def _distillation(self, batch: Batch, progress: Progress) -> Regression:
+    def _distillation(self, batch: Batch, progress: Progress) -> Loss:
         times = self.times(self.steps(progress.fraction)).to(batch.x0.device)
         n = batch.rng.integers(len(times) - 1, "time")
         t, s = times[n], times[n + 1]
-        x_t = self.model.path.mix(batch.x0, noise_of(batch), t)
+        x_t = self.student.path.mix(batch.x0, noise_of(batch), t)
         with torch.no_grad():
-            x_s = self.solve(x_t, t, s, batch.label)
-            goal = self._target_model(x_s, s, batch.label)
+            x_s = self.solve(x_t, t, s, batch.condition)
+            goal = self._target(x_s, s, batch.condition)
         weight = torch.ones_like(t)
         if self.config.weight == "inverse-gap":
             weight = 1 / (t - s)
         elif self.config.weight == "output":
             out = self._output_scale(t)
             weight = out**-2 if self.config.distance == "squared" else 1 / out
-        return Regression(x_t, t, goal, "x0", weight, batch.label)
+        error = regress(self.roles["student"].wrapped, x_t, t, goal, "x0", batch.condition)
+        return Loss(distance(self.config.distance, error, self.config.huber) * weight.float(), t)
 
-    def _target_model(self, x: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
-        model: Model = self.averaged or self.model
-        if self.spec.network.dropout == 0:
-            return model.x0(x, s, label)
-        # The same dropout mask as the student's forward that follows (Song and Dhariwal 2024, app.
-        # C)
-        devices = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            return model.train().x0(x, s, label)
-
-    def distance(self, difference: Tensor) -> Tensor:
-        return distance(
-            "squared" if self.converting else self.config.distance, difference, self.config.huber
-        )
-
-    def after_step(self, progress: Progress, batch_size: int) -> None:
-        if self.averaged is not None and not self.converting:
-            decay = 0.5 ** (batch_size / self.config.target_half_life)
-            network = getattr(self.model.network, "module", self.model.network)
-            for mean, new in zip(
-                self.averaged.network.parameters(), network.parameters(), strict=True
-            ):
-                mean.data.lerp_(new.data, 1 - decay)
+    def _target(self, x: Tensor, s: Tensor, condition: Condition) -> Tensor:
+        model, role = self.student, self.roles["student"]
+        if self.config.target_half_life:
+            model = model.with_network(role.average("target"))
+        if model.spec.network.dropout == 0:
+            return model.x0(x, s, condition)
+        model.train()
+        with same_dropout(x):  # as the student's forward that follows (Song and Dhariwal 2024)
+            return model.x0(x, s, condition)
 
 
 def _like(mask: Tensor, x: Tensor) -> Tensor:

@@ -5,51 +5,61 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import model_validator
-from torch import nn
+from pydantic import Field, model_validator
+from torch import Tensor
 
-from core.data import Batch
+from core.condition import Condition
+from core.data import Batch, ImageSource
+from core.diffusion.losses import Weighting, loss_weight
+from core.diffusion.parameterisations import from_denoised
 from core.diffusion.paths import expand
-from core.diffusion.predictions import from_denoised
 from core.diffusion.times import on_grid
-from core.diffusion.weights import Weighting, loss_weight
+from core.model import Model
 from core.training.method import (
     Context,
+    Loss,
+    Method,
     MethodConfig,
     Progress,
-    Regression,
-    RegressionMethod,
     Stage,
+    mean_square,
     noise_of,
+    regress,
 )
+from core.training.roles import Role
 from students.teacher import load_teacher, student_source, trainable_copy
 
 
 class ProgressiveConfig(MethodConfig):
-    """teacher: its run; start_steps: of the first student, halved down to end_steps; prediction:
-    the students' own; weight: see core.diffusion.weights; last_share: budget of each of the last
-    two stages relative to the others; conversion_share: likewise for the stage that turns a teacher
-    of another prediction into the students'."""
+    """The keys of progressive distillation."""
 
     teacher: str
-    start_steps: int = 64
-    end_steps: int = 1
+    """run, folder or hub id of the teacher"""
+    start_steps: int = Field(default=64, ge=1)
+    """steps of the first student, halved from stage to stage"""
+    end_steps: int = Field(default=1, ge=1)
+    """steps of the last student"""
     prediction: Literal["v", "x0"] = "v"
+    """what the students predict"""
     weight: Weighting = "truncated-snr"
-    last_share: float = 2.0
-    conversion_share: float = 1.0
+    """weight of the squared error over noise levels (core/diffusion/losses.py)"""
+    last_share: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """budget of each of the last two stages, relative to the others"""
+    conversion_share: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """likewise of the stage that turns a teacher of another prediction into the students'"""
 
     @model_validator(mode="after")
     def _halves(self) -> ProgressiveConfig:
-        ratio = self.start_steps / self.end_steps if self.end_steps > 0 else 0
+        ratio = self.start_steps / self.end_steps
         if ratio < 1 or ratio != 2 ** round(torch.tensor(ratio).log2().item()):
             raise ValueError(
-                f"start_steps={self.start_steps} cannot be halved to end_steps={self.end_steps}: their ratio must be a power of 2"
+                f"start_steps={self.start_steps} cannot be halved to end_steps={self.end_steps}: "
+                "their ratio must be a power of 2"
             )
         return self
 
 
-class Progressive(RegressionMethod):
+class Progressive(Method):
     """Each student learns to do in one DDIM step what its teacher does in two, then becomes the
     teacher.
 
@@ -67,78 +77,67 @@ class Progressive(RegressionMethod):
     """
 
     Config = ProgressiveConfig
+    changing = ("teacher",)
 
-    def __init__(self, config: ProgressiveConfig, context: Context):
-        super().__init__(config, context)
-        run = load_teacher(config.teacher, context)
-        self.teacher_name = run.name
-        self.source = student_source(run, context)
-        self.teacher = run.model
-        self.converts = run.spec.prediction != config.prediction
-        self.spec = run.spec.model_copy(
-            update={"prediction": config.prediction, "discrete_steps": None}
-        )
-        self.model = trainable_copy(run.model)
-        self.model.prediction, self.model.discrete_steps = config.prediction, None
-        self.steps: list[int | None] = [None] if self.converts else []  # None: conversion
+    def __init__(self, config: ProgressiveConfig, teacher: Model, source: ImageSource | None):
+        self.config, self.source, self.teacher = config, source, teacher
+        student = trainable_copy(teacher, prediction=config.prediction, discrete_steps=None)
+        self.roles, self.helpers = {"student": Role(student)}, {"teacher": teacher.network}
+        # Per stage the student's steps; None: conversion
+        self.steps: list[int | None] = []
+        if teacher.spec.prediction != config.prediction:
+            self.steps.append(None)
         n = config.start_steps
         while n >= config.end_steps:
             self.steps.append(n)
             n //= 2
-        self.current: int | None = self.steps[0]
+
+    @classmethod
+    def from_config(cls, config: ProgressiveConfig, context: Context) -> Progressive:
+        run = load_teacher(config.teacher, context)
+        method = cls(config, run.model, student_source(run, context))
+        method.teacher_name = run.name
+        return method
 
     def stages(self) -> list[Stage]:
-        last_two = self.steps[-2:] if self.config.end_steps == 1 else []
+        last_two, c = self.steps[-2:] if self.config.end_steps == 1 else [], self.config
         return [
-            Stage("convert", self.config.conversion_share)
+            Stage("convert", c.conversion_share)
             if n is None
-            else Stage(
-                f"{2 * n} to {n} steps", self.config.last_share if n in last_two else 1.0, steps=n
-            )
+            else Stage(f"{2 * n} to {n} steps", c.last_share if n in last_two else 1.0, steps=n)
             for n in self.steps
         ]
 
-    def begin_stage(self, index: int, average: nn.Module) -> None:
-        self.current = self.steps[index]
+    def begin_stage(self, index: int) -> None:
         if index > 0:
-            self.teacher.prediction, self.teacher.discrete_steps = self.model.prediction, None
-            self.teacher.network.load_state_dict(average.state_dict())
-            network = getattr(
-                self.model.network, "module", self.model.network
-            )  # behind accelerate's wrapper, if any
-            network.load_state_dict(average.state_dict())
+            role = self.roles["student"]
+            weights = role.average().state_dict()
+            self.teacher = Model(self.helpers["teacher"], role.model.spec)
+            self.teacher.network.load_state_dict(weights)
+            role.model.network.load_state_dict(weights)
 
-    def frozen(self) -> dict[str, nn.Module]:
-        return {"teacher": self.teacher.network}
-
-    def target(self, batch: Batch, progress: Progress) -> Regression:
-        path, kind = self.model.path, self.model.prediction
-        eps = noise_of(batch)
-        if self.current is None:
-            t = batch.rng.uniform("time")
-            z = path.mix(batch.x0, eps, t)
+    def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
+        student, N = self.roles["student"].wrapped, self.steps[progress.stage]
+        path, kind, eps = student.path, student.spec.prediction, noise_of(batch)
+        t = batch.rng.uniform("time") if N is None else on_grid(N)(batch.rng)
+        z = path.mix(batch.x0, eps, t)
+        if N is None:
             with torch.no_grad():
-                x0, eps_guess = self.teacher.denoised(z, t, batch.label)
-            target = from_denoised(kind, x0, eps_guess, t, path)
+                x0, eps_guess = self.teacher.denoised(z, t, batch.condition)
         else:
-            N = self.current
-            t = on_grid(N)(batch.rng)
-            z = path.mix(batch.x0, eps, t)
-            x0 = self.two_steps(z, t, N, batch.label)
-            c = path.at(t)
+            x0, c = self.two_steps(z, t, N, batch.condition), path.at(t)
             eps_guess = (z - expand(c.alpha, z) * x0) / expand(c.sigma, z)
-            target = from_denoised(kind, x0, eps_guess, t, path)
-        weight = loss_weight(self.config.weight, kind, t, path)
-        return Regression(z, t, target, kind, weight, batch.label)
+        target = from_denoised(kind, x0, eps_guess, t, path)
+        error = regress(student, z, t, target, kind, batch.condition)
+        return Loss(mean_square(error) * loss_weight(self.config.weight, kind, t, path).float(), t)
 
     @torch.no_grad()
-    def two_steps(
-        self, z: torch.Tensor, t: torch.Tensor, N: int, label: torch.Tensor | None
-    ) -> torch.Tensor:
+    def two_steps(self, z: Tensor, t: Tensor, N: int, condition: Condition) -> Tensor:
         """x~ [B, ...] for z [B, ...] at t [B]."""
         path = self.teacher.path
         middle, end = t - 0.5 / N, (t - 1 / N).clamp(min=0)
-        z2 = self.teacher.jump(self.teacher.jump(z, t, middle, label), middle, end, label)
+        z1 = self.teacher.map(z, t, middle, condition)
+        z2 = self.teacher.map(z1, middle, end, condition)
         c, c2 = path.at(t), path.at(end)
         ratio = c2.sigma / c.sigma
         return (z2 - expand(ratio, z) * z) / expand(c2.alpha - ratio * c.alpha, z)

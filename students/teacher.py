@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from core.data import ImageSource
 from core.errors import UserError
@@ -12,33 +13,36 @@ from core.training.method import Context
 
 
 def load_teacher(folder: str, context: Context) -> Run:
-    """The teacher's averaged weights, checked against the student's data.
+    """The teacher's averaged weights.
 
     Raises:
-        UserError: the config describes a model of its own (a student copies its teacher's), or the
-            images differ.
+        UserError: the config describes a model of its own, though a student copies its teacher's.
     """
     if context.model is not None:
         raise UserError(
-            "a student copies its teacher's network and path: remove the section 'model' from its config"
+            "a student copies its teacher's network and path: remove the section 'model' from its "
+            "config"
         )
     return context.load(folder, "ema", context.device)
 
 
 def student_source(teacher: Run, context: Context) -> ImageSource:
-    data = context.data.load()
-    if (data.channels, data.side) != (teacher.channels, teacher.side):
+    """The student's images; raises UserError where they are not of the teacher's kind."""
+    data, spec = context.data.load(), teacher.spec
+    if (data.channels, data.side) != (spec.channels, spec.side):
         raise UserError(
-            f"data '{context.data.name}' is {data.channels}x{data.side}x{data.side}, but the teacher {teacher.folder} was "
-            f"trained on {teacher.channels}x{teacher.side}x{teacher.side}"
+            f"data '{context.data.name}' is {data.channels}x{data.side}x{data.side}, but the "
+            f"teacher {teacher.folder} was trained on {spec.channels}x{spec.side}x{spec.side}"
         )
-    if teacher.num_classes and teacher.num_classes != data.num_classes:
+    if spec.num_classes and spec.num_classes != data.num_classes:
         raise UserError(
-            f"data '{context.data.name}' has {data.num_classes} classes, but the teacher {teacher.folder} knows {teacher.num_classes}"
+            f"data '{context.data.name}' has {data.num_classes} classes, but the teacher "
+            f"{teacher.folder} knows {spec.num_classes}"
         )
-    return ImageSource(data.seen_by(teacher.num_classes), context.seed)
+    return ImageSource(data.seen_by(spec.num_classes), context.seed)
 
 
-def trainable_copy(model: Model) -> Model:
-    """A copy of the teacher to be trained."""
-    return copy.deepcopy(model).train().requires_grad_(True)
+def trainable_copy(teacher: Model, **changes: Any) -> Model:
+    """A copy of the teacher's network to be trained, with these values of its spec changed."""
+    network = copy.deepcopy(teacher.network).train().requires_grad_(True)
+    return Model(network, teacher.spec.model_copy(update=changes))

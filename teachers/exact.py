@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from core.diffusion.parameterisations import from_denoised
 from core.diffusion.paths import Path, expand
-from core.diffusion.predictions import from_denoised
-from core.model import Model
+from core.model import Model, ModelSpec
 
 
 class MixtureDenoiser(nn.Module):
@@ -48,9 +48,7 @@ class MixtureDenoiser(nn.Module):
         guess = means + (alpha * self.stds**2 / variance)[..., None] * gaps  # [B, K, D]
         return (log.softmax(dim=1)[..., None] * guess).sum(1).view_as(x)
 
-    def forward(
-        self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
         y = x.double()
         x0 = self.x0(y, t)
         c = self.path.at(t)
@@ -76,5 +74,8 @@ def gaussian_flow(path: Path, x: Tensor, t: Tensor, s: Tensor, mean: Tensor, std
 
 
 def mixture_model(path: Path, means: Tensor, stds: Tensor, weights: Tensor) -> Model:
-    """A Model whose denoiser is exact."""
-    return Model(MixtureDenoiser(path, means, stds, weights).double(), path, "v")
+    """A Model whose denoiser is exact. Its spec describes samples of the shape of the means where
+    that is an image's, and one number otherwise."""
+    channels, side = (means.shape[1], means.shape[2]) if means.ndim == 4 else (1, 1)
+    spec = ModelSpec(path=path.config, prediction="v", channels=channels, side=side, num_classes=0)
+    return Model(MixtureDenoiser(path, means, stds, weights).double(), spec)

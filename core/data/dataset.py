@@ -10,17 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from core.codec import CODECS, Codec
+from core.condition import Condition
 from core.noise import Noise
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float32 [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """float [-1, 1] -> uint8 [0, 255]: round, then clamp."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -64,15 +56,15 @@ class ImageData:
 
 
 class Batch(NamedTuple):
-    """Training samples: x0 [B, C, H, W] in [-1, 1], label [B] or None, rng with the index of each
-    sample.
+    """Training samples: x0 [B, ...] as the network sees them, their condition, and rng with the
+    index of each sample.
 
     eps: stored noise that belongs to x0 (a coupling made beforehand), or None where noise is
     independent of the data.
     """
 
     x0: Tensor
-    label: Tensor | None
+    condition: Condition
     rng: Noise
     eps: Tensor | None = None
 
@@ -99,25 +91,22 @@ class EpochOrder:
         )
 
 
-def draw_batch(
-    data: ImageData, order: EpochOrder, positions: Tensor, device: torch.device
-) -> Batch:
-    """The samples at these positions of the training stream (int64 [B], counted in images seen)."""
-    index = order(positions)
-    rng = Noise(order.seed, positions.to(device))
-    x0 = to_float(data.images[index]).to(device, non_blocking=True)
-    if data.flip:
-        mirrored = (rng.uniform("flip") < 0.5).view(-1, 1, 1, 1)
-        x0 = torch.where(mirrored, x0.flip(-1), x0)
-    label = data.labels[index].to(device, non_blocking=True) if data.num_classes else None
-    return Batch(x0, label, rng)
-
-
 class ImageSource:
     """Training samples straight from a data set."""
 
-    def __init__(self, data: ImageData, seed: int):
-        self.data, self.order = data, EpochOrder(len(data), seed)
+    def __init__(self, data: ImageData, seed: int, codec: Codec = CODECS["pixels"]):
+        self.data, self.order, self.codec = data, EpochOrder(len(data), seed), codec
 
     def draw(self, positions: Tensor, device: torch.device) -> Batch:
-        return draw_batch(self.data, self.order, positions, device)
+        """The samples at these positions of the training stream (int64 [B], counted in images
+        seen)."""
+        index = self.order(positions)
+        rng = Noise(self.order.seed, positions.to(device))
+        images = self.data.images[index].to(device, non_blocking=True)
+        if self.data.flip:
+            mirrored = (rng.uniform("flip") < 0.5).view(-1, 1, 1, 1)
+            images = torch.where(mirrored, images.flip(-1), images)
+        label = None
+        if self.data.num_classes:
+            label = self.data.labels[index].to(device, non_blocking=True)
+        return Batch(self.codec.encode(images), Condition(label=label), rng)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,12 @@ def expand(c: Tensor, x: Tensor) -> Tensor:
 
 
 class Path(ABC):
-    """A schedule of alpha and sigma; see the module's docstring for the convention."""
+    """A schedule of alpha and sigma; see the module's docstring for the convention.
+
+    config: its name, or the table that it was built from, as a model's spec has it.
+    """
+
+    config: Any
 
     @abstractmethod
     def at(self, t: Tensor) -> Coefficients:
@@ -87,6 +92,7 @@ class VPLinear(_VariancePreserving):
     entry and smooth everywhere, unlike interpolation.
     """
 
+    config = "vp-linear"
     STEPS, FIRST, LAST = 1000, 1e-4, 0.02
 
     def __init__(self) -> None:
@@ -125,6 +131,7 @@ class VPCosine(_VariancePreserving):
     table entries are exact and the path is once differentiable.
     """
 
+    config = "vp-cosine"
     STEPS, S, CLIP = 1000, 0.008, 0.999
 
     def __init__(self) -> None:
@@ -163,6 +170,8 @@ class VPCosine(_VariancePreserving):
 class Rectified(Path):
     """The straight path of rectified flow (Liu et al. 2023, eq. 1): alpha = 1 - t, sigma = t."""
 
+    config = "rectified"
+
     def at(self, t: Tensor) -> Coefficients:
         t = t.double()
         one = torch.ones_like(t)
@@ -175,6 +184,8 @@ class Rectified(Path):
 class Trigonometric(Path):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans and Ho 2022, app. D; TrigFlow of Lu
     and Song 2025)."""
+
+    config = "trigonometric"
 
     def at(self, t: Tensor) -> Coefficients:
         angle = 0.5 * math.pi * t.double()

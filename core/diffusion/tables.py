@@ -95,7 +95,7 @@ class BetaTable(Strict):
         return -torch.expm1(2 * self.log_signal().diff())
 
     def build(self) -> TablePath:
-        return TablePath(self.log_signal())
+        return TablePath(self.log_signal(), self)
 
     def __str__(self) -> str:
         """In words, for tables and reports."""
@@ -128,8 +128,9 @@ class TablePath(Path):
     each keeps its digits where it is small.
     """
 
-    def __init__(self, log_signal: Tensor):
-        """log_signal: log alpha [T + 1], strictly decreasing from 0."""
+    def __init__(self, log_signal: Tensor, config: BetaTable | None = None):
+        """log_signal: log alpha [T + 1], strictly decreasing from 0; config: where it comes from."""
+        self.config = config
         self.steps = len(log_signal) - 1
         signal, loss = log_signal.exp(), -torch.expm1(log_signal)
         # Differences of neighbours, without cancellation

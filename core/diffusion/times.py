@@ -1,5 +1,7 @@
-"""Which times a training step visits: `sampler(rng) -> t [B]` in float64, addressed by sample, so
-free of batch size."""
+"""Which times a training step visits, in float64, addressed by sample and so free of batch size.
+
+A time sampler maps the random numbers of a batch to t [B]; a pair sampler to t [B] and s [B].
+"""
 
 from __future__ import annotations
 
@@ -8,26 +10,28 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from core.config import Strict
 from core.noise import Noise
 
 TimeSampler = Callable[[Noise], Tensor]
+PairSampler = Callable[[Noise], tuple[Tensor, Tensor]]
 
 
 class TimeConfig(Strict):
-    """name: uniform on (0, 1); logit-normal: sigmoid(N(mean, std^2)) (Esser et al. 2024); u-shaped:
-    density proportional to e^{a t} + e^{a (1 - t)} (Lee et al. 2024, for reflow)."""
+    """How training times t in (0, 1) are drawn."""
 
     name: Literal["uniform", "logit-normal", "u-shaped"] = "uniform"
+    """logit-normal: sigmoid(N(mean, std^2)) (Esser et al. 2024); u-shaped: density proportional to
+    e^{a t} + e^{a (1 - t)} (Lee et al. 2024, for reflow)"""
     mean: float = 0.0
-    std: float = 1.0
-    a: float = 4.0
-
-
-def uniform(rng: Noise) -> Tensor:
-    return rng.uniform("time")
+    """of logit-normal"""
+    std: float = Field(default=1.0, gt=0)
+    """of logit-normal"""
+    a: float = Field(default=4.0, gt=0)
+    """of u-shaped"""
 
 
 def on_grid(steps: int) -> TimeSampler:
@@ -36,18 +40,33 @@ def on_grid(steps: int) -> TimeSampler:
     return lambda rng: (rng.integers(steps, "time") + 1).double() / steps
 
 
-def make_time_sampler(config: TimeConfig) -> TimeSampler:
-    if config.name == "logit-normal":
-        return lambda rng: torch.sigmoid(
-            config.mean + config.std * rng.normal((1,), "time", dtype=torch.float64)[:, 0]
-        )
-    if config.name == "u-shaped":
+def make_time_sampler(config: TimeConfig, draw: int = 0) -> TimeSampler:
+    """draw: the number of the draw, for those who need several independent times per sample."""
+
+    def uniform(rng: Noise) -> Tensor:
+        return rng.uniform("time", draw)
+
+    def logit_normal(rng: Noise) -> Tensor:
+        z = rng.normal((1,), "time", draw, dtype=torch.float64)[:, 0]
+        return torch.sigmoid(config.mean + config.std * z)
+
+    def u_shaped(rng: Noise) -> Tensor:
+        # The inverse of the distribution function, a quadratic in e^{a t}.
         top = math.exp(config.a)
+        c = 2 * (top - 1) * uniform(rng) - (top - 1)
+        return torch.log(0.5 * (c + (c.square() + 4 * top).sqrt())) / config.a
 
-        def u_shaped(rng: Noise) -> Tensor:
-            # The inverse of the distribution function, a quadratic in e^{a t}.
-            c = 2 * (top - 1) * rng.uniform("time") - (top - 1)
-            return torch.log(0.5 * (c + (c.square() + 4 * top).sqrt())) / config.a
+    return {"uniform": uniform, "logit-normal": logit_normal, "u-shaped": u_shaped}[config.name]
 
-        return u_shaped
-    return uniform
+
+def make_pair_sampler(config: TimeConfig, unequal: float) -> PairSampler:
+    """Two times drawn as `config` says, the larger one as t and the other as s; with probability
+    1 - `unequal` s is t (Geng et al. 2025, sec. 4.3)."""
+    first, second = make_time_sampler(config, 0), make_time_sampler(config, 1)
+
+    def pair(rng: Noise) -> tuple[Tensor, Tensor]:
+        a, b = first(rng), second(rng)
+        t, s = torch.maximum(a, b), torch.minimum(a, b)
+        return t, torch.where(rng.uniform("unequal") < unequal, s, t)
+
+    return pair

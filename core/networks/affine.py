@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from core.config import Strict
+from core.networks.base import NetworkBase
 from core.networks.convolutional import check_latent
 
 
-class AffineConfig(Strict):
+class AffineConfig(NetworkBase):
     """latent: directions with a scale of their own; all others share one. `conditional` has one map
     for each class."""
 
     name: Literal["affine"] = "affine"
     latent: int = 32
     conditional: bool = True
+    dropout: ClassVar[float] = 0.0
+    second_time: ClassVar[bool] = False
 
     def build(self, channels: int, side: int, num_classes: int) -> Affine:
         return Affine(self.latent, channels, side, num_classes if self.conditional else 0)

@@ -11,25 +11,31 @@ on a processor; and pixel-shuffle at the image end where `patch` > 1, as in the 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.config import Strict
 from core.errors import UserError
+from core.networks.base import NetworkBase
 
 SLOPE = 0.2  # of the leaky ReLU
 
 
 class ConvolutionalConfig(Strict):
-    """widths: channels at each level, finest first; blocks: residual blocks a level; patch:
-    pixel-shuffle factor."""
+    """The size of a convolutional network."""
 
-    widths: tuple[int, ...] = (64, 128)
-    blocks: int = 2
-    patch: int = 1
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(64, 128), min_length=1)
+    """channels at each level, finest first"""
+    blocks: int = Field(default=2, ge=1)
+    """residual blocks per level"""
+    patch: int = Field(default=1, ge=1)
+    """pixel-shuffle factor at the image's end"""
+    dropout: ClassVar[float] = 0.0
+    second_time: ClassVar[bool] = False
 
     def coarsest(self, side: int) -> int:
         """The side of the smallest feature map; raises UserError if images of `side` do not divide
@@ -43,7 +49,7 @@ class ConvolutionalConfig(Strict):
         return side // stride
 
 
-class GeneratorConfig(ConvolutionalConfig):
+class GeneratorConfig(ConvolutionalConfig, NetworkBase):
     """latent: numbers of noise that are used; `conditional` embeds the data set's labels where it
     has any."""
 
@@ -55,7 +61,7 @@ class GeneratorConfig(ConvolutionalConfig):
         return Generator(self, channels, side, num_classes if self.conditional else 0)
 
 
-class AutoencoderConfig(ConvolutionalConfig):
+class AutoencoderConfig(ConvolutionalConfig, NetworkBase):
     """A generator with an encoder that mirrors it; latent: numbers of the code."""
 
     name: Literal["autoencoder"] = "autoencoder"
@@ -150,7 +156,7 @@ class Encoder(nn.Module):
         self.label = nn.Embedding(num_classes + 1, 2 * width) if num_classes else None
         self.head = nn.Linear(2 * width, outputs)
 
-    def forward(self, image: Tensor, label: Tensor | None) -> Tensor:
+    def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         h = self.first(F.pixel_unshuffle(image, self.patch) if self.patch > 1 else image)
         for i, level in enumerate(self.levels):
             if i:

@@ -5,14 +5,14 @@ diffusers is optional and imported when such a network is built.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import field_validator
 from torch import Tensor, nn
 
-from core.config import Strict
 from core.errors import UserError
+from core.networks.base import NetworkBase
 
 MISSING = "the package diffusers is not installed (pip install diffusers)"
 
@@ -26,7 +26,7 @@ def diffusers_library(wanted_by: str) -> Any:
     return diffusers
 
 
-class DiffusersConfig(Strict):
+class DiffusersConfig(NetworkBase):
     """class_name: of the model in diffusers; config: its own config, as in its config.json; steps:
     T of the table it was trained on, whose entry k the network is told where t = (k + 1) / T;
     null_label: whether the last class of a UNet2DModel is the null label (a DiT has one besides its
@@ -37,6 +37,7 @@ class DiffusersConfig(Strict):
     config: dict[str, Any]
     steps: int = 1000
     null_label: bool = False
+    second_time: ClassVar[bool] = False
 
     @field_validator("config")
     @classmethod

@@ -10,28 +10,40 @@ kernels have no forward-mode rule (and are slower on a processor at these length
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.config import Strict
 from core.errors import UserError
+from core.networks.base import NetworkBase
 
 
-class UNetConfig(Strict):
-    """The U-Net's size; see UNet. `conditional` embeds the data set's labels where it has any."""
+class UNetConfig(NetworkBase):
+    """The U-Net's size; see UNet."""
 
     name: Literal["unet"] = "unet"
-    widths: tuple[int, ...] = (64, 128)
-    blocks: int = 2
+    """the network's kind"""
+    widths: tuple[Annotated[int, Field(ge=4)], ...] = Field(default=(64, 128), min_length=1)
+    """channels at each level, finest first"""
+    blocks: int = Field(default=2, ge=1)
+    """residual blocks per level"""
     attention: tuple[int, ...] = (1,)
-    head_width: int = 32
-    dropout: float = 0.0
-    patch: int = 1
+    """levels with self-attention, 0 = finest"""
+    head_width: int = Field(default=32, ge=1)
+    """channels per attention head"""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """rate inside the residual blocks"""
+    patch: int = Field(default=1, ge=1)
+    """pixel-unshuffle factor at the door; 1 = none"""
     second_time: bool = False
+    """embed a second time besides t, for flow maps"""
     conditional: bool = True
+    """embed the labels of data that has any"""
+    time_scale: float = Field(default=1000.0, gt=0, allow_inf_nan=False)
+    """what times are multiplied by before they are embedded; the derivative in t grows with it"""
 
     def build(self, channels: int, side: int, num_classes: int) -> UNet:
         """A freshly initialised network; raises UserError if images of this side do not fit it."""
@@ -46,17 +58,18 @@ class UNetConfig(Strict):
             num_classes=num_classes if self.conditional else 0,
             second_time=self.second_time,
             patch=self.patch,
+            time_scale=self.time_scale,
         )
 
 
-def sinusoidal_embedding(t: Tensor, width: int) -> Tensor:
-    """Embeds times t [B] in [0, 1] as [B, width]; 1000 t plays the part of DDPM's integer step."""
+def sinusoidal_embedding(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
+    """Embeds times t [B] in [0, 1] as [B, width]. At scale 1000 they are DDPM's integer steps."""
     half = width // 2
     t = t.to(torch.promote_types(t.dtype, torch.float32))
     frequency = torch.exp(
         -math.log(10_000.0) / half * torch.arange(half, device=t.device, dtype=t.dtype)
     )
-    phase = 1000.0 * t[:, None] * frequency
+    phase = scale * t[:, None] * frequency
     return torch.cat([phase.cos(), phase.sin()], dim=1)  # [B, width]
 
 
@@ -151,6 +164,8 @@ class UNet(nn.Module):
             the null label.
         second_time: embeds a second time r besides t, for jumps and flow maps.
         patch: pixel-unshuffle factor at the door; 1 = none.
+        time_scale: what times are multiplied by before they are embedded. 1000 is DDPM's; the
+            derivative in t grows with it, so methods that differentiate in t want less.
 
     Raises:
         UserError: if the image does not fit the network.
@@ -168,6 +183,7 @@ class UNet(nn.Module):
         num_classes: int = 0,
         second_time: bool = False,
         patch: int = 1,
+        time_scale: float = 1000.0,
     ):
         super().__init__()
         stride = patch * 2 ** (len(widths) - 1)
@@ -181,7 +197,7 @@ class UNet(nn.Module):
                 f"network.attention names level {bad[0]}, but the levels are 0 to {len(widths) - 1}"
             )
         self.channels, self.side, self.patch, self.num_classes = channels, side, patch, num_classes
-        self.width = widths[0]
+        self.width, self.time_scale = widths[0], time_scale
         embedding = 4 * widths[0]
         self.time = nn.Sequential(
             nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding)
@@ -232,14 +248,14 @@ class UNet(nn.Module):
     ) -> Tensor:
         """x [B, C, H, W], t [B] in [0, 1], r [B] or None, label [B] (int64) or None for the null
         label -> [B, C, H, W]."""
-        embedding = self.time(sinusoidal_embedding(t, self.width).to(x.dtype))
+        embedding = self.time(sinusoidal_embedding(t, self.width, self.time_scale).to(x.dtype))
         if (r is not None) != (self.second_time is not None):
             raise ValueError(
                 "r must be given exactly when the network was built with second_time=True"
             )
         if r is not None:
             embedding = embedding + self.second_time(
-                sinusoidal_embedding(r, self.width).to(x.dtype)
+                sinusoidal_embedding(r, self.width, self.time_scale).to(x.dtype)
             )
         if self.label is not None:
             if label is None:

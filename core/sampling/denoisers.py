@@ -13,10 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from core.condition import UNCONDITIONED, Condition
+from core.diffusion.parameterisations import Denoised
 from core.diffusion.paths import Path, expand
-from core.diffusion.predictions import Denoised
 from core.errors import UserError
 from core.model import Model
+from core.setting import Threshold
 
 
 class Denoiser(Protocol):
@@ -26,15 +28,21 @@ class Denoiser(Protocol):
 
     def __call__(self, x: Tensor, t: Tensor) -> Denoised: ...
 
+    def map(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Where x at t arrives at s <= t, in one evaluation."""
+
 
 class Conditioned:
-    """A model with its labels bound (None: unconditional, or the null label)."""
+    """A model with its condition bound."""
 
-    def __init__(self, model: Model, label: Tensor | None = None):
-        self.model, self.label, self.path = model, label, model.path
+    def __init__(self, model: Model, condition: Condition = UNCONDITIONED):
+        self.model, self.condition, self.path = model, condition, model.path
 
     def __call__(self, x: Tensor, t: Tensor) -> Denoised:
-        return self.model.denoised(x, t, self.label)
+        return self.model.denoised(x, t, self.condition)
+
+    def map(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return self.model.map(x, t, s, self.condition)
 
 
 class Guided:
@@ -43,17 +51,23 @@ class Guided:
 
     The outputs are combined before they are read, which for eps, x0, v and u alike is the paper's
     combination of noise predictions, since all are affine in each other at fixed (x, t). Two
-    evaluations a call; scale = 1 is guidance switched off, for which `denoiser_for` builds a
+    evaluations per call; scale = 1 is guidance switched off, for which `denoiser_for` builds a
     Conditioned instead.
     """
 
-    def __init__(self, model: Model, label: Tensor, null: int, scale: float):
+    def __init__(self, model: Model, condition: Condition, scale: float):
         self.model, self.scale, self.path = model, scale, model.path
-        self.labels = torch.cat([label, torch.full_like(label, null)])
+        self.both = condition.beside(condition.without_label(model.spec.num_classes))
+
+    def _output(self, x: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+        F, F_null = self.model.output(torch.cat([x, x]), t, self.both, s).chunk(2)
+        return torch.lerp(F_null, F, self.scale)
 
     def __call__(self, x: Tensor, t: Tensor) -> Denoised:
-        F, F_null = self.model.output(torch.cat([x, x]), t, self.labels).chunk(2)
-        return self.model.read(torch.lerp(F_null, F, self.scale), x, t)
+        return self.model.read(self._output(x, t), x, t)
+
+    def map(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return self.model.parameterisation.map(self._output(x, t, s), x, t, s, self.path)
 
 
 def static_threshold(x0: Tensor) -> Tensor:
@@ -89,6 +103,9 @@ class Thresholded:
             keep_eps,
         )
 
+    def map(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        raise UserError("a map to another time has no x0 to clip: take threshold none")
+
     def __call__(self, x: Tensor, t: Tensor) -> Denoised:
         guess = self.inner(x, t)
         x0 = self.threshold(guess.x0)
@@ -98,20 +115,20 @@ class Thresholded:
         return Denoised(x0, (x - expand(c.alpha, x) * x0) / expand(c.sigma, x))
 
 
-THRESHOLDS: dict[str, Callable[[Tensor], Tensor] | None] = {
+THRESHOLDS: dict[Threshold, Callable[[Tensor], Tensor] | None] = {
     "none": None,
     "static": static_threshold,
-    "static-x0": static_threshold,  # of x0 alone, beside the eps it was made from: the default of diffusers' DDIMScheduler
+    # Of x0 alone, beside the eps it was made from: the default of diffusers' DDIMScheduler
+    "static-x0": static_threshold,
     "dynamic": dynamic_threshold(),
 }
 
 
 def denoiser_for(
     model: Model,
-    label: Tensor | None,
-    num_classes: int,
+    condition: Condition = UNCONDITIONED,
     guidance_scale: float = 1.0,
-    threshold: str = "none",
+    threshold: Threshold = "none",
 ) -> Denoiser:
     """The denoiser for these options.
 
@@ -119,22 +136,20 @@ def denoiser_for(
         UserError: guidance without classes, or a label outside 0..num_classes (num_classes is the
             null label).
     """
-    if (
-        label is not None
-        and len(label)
-        and (bad := label[(label < 0) | (label > num_classes)]).numel()
-    ):
-        raise UserError(
-            f"label {int(bad[0])} is out of range: this model knows 0 to {num_classes - 1} (and {num_classes}, null)"
-        )
-    if guidance_scale != 1.0 and (label is None or num_classes == 0):
+    label, classes = condition.label, model.spec.num_classes
+    if label is not None and len(label):
+        if (bad := label[(label < 0) | (label > classes)]).numel():
+            raise UserError(
+                f"label {int(bad[0])} is out of range: this model knows 0 to {classes - 1} "
+                f"(and {classes}, null)"
+            )
+    if guidance_scale != 1.0 and (label is None or classes == 0):
         raise UserError(
             f"guidance_scale={guidance_scale} needs a class-conditional model and labels; 1.0 is off"
         )
+    guided = guidance_scale != 1.0
     denoiser: Denoiser = (
-        Conditioned(model, label)
-        if guidance_scale == 1.0
-        else Guided(model, label, num_classes, guidance_scale)
+        Guided(model, condition, guidance_scale) if guided else Conditioned(model, condition)
     )
     if (function := THRESHOLDS[threshold]) is not None:
         denoiser = Thresholded(denoiser, function, keep_eps=threshold == "static-x0")

@@ -10,10 +10,12 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from core.errors import UserError
 from core.files import whole_folder, write_text
-from core.model_spec import ModelSpec, load_weights, save_weights
+from core.training.roles import Role
+from core.weights import load_weights, save_weights
 
 
 def latest_checkpoint(run: Path, steps: int | None = None) -> Path | None:
@@ -26,29 +28,38 @@ def latest_checkpoint(run: Path, steps: int | None = None) -> Path | None:
     return max((run / "checkpoints").glob("[0-9]*-[0-9]*"), key=lambda p: p.name, default=None)
 
 
+def _files(roles: dict[str, Role], helpers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Every network that a checkpoint holds, by its file's name. The student's own files have no
+    prefix: they are what others load."""
+    networks = {}
+    for name, role in roles.items():
+        prefix = "" if name == "student" else f"{name}-"
+        networks[f"{prefix}raw"] = role.network
+        networks |= {f"{prefix}{which}": role.average(which) for which in role.averages}
+    return networks | {f"helper-{name}": network for name, network in helpers.items()}
+
+
 def save_checkpoint(
     run: Path,
-    spec: ModelSpec,
-    raw: torch.nn.Module,
-    ema: torch.nn.Module,
-    frozen: dict[str, torch.nn.Module],
+    roles: dict[str, Role],
+    helpers: dict[str, nn.Module],
     state: dict,
     price: dict,
 ) -> Path:
-    """Writes checkpoints/IMAGES-STAGE with raw, EMA and frozen weights (safetensors) the trainer's
-    state, and what training has cost so far (price.json); drops older ones."""
+    """Writes checkpoints/IMAGES-STAGE and drops older ones: weights and averages of every role and
+    the weights of `helpers` (safetensors), the trainer's state, and what training has cost so far
+    (price.json)."""
     folder = run / "checkpoints"
     final = folder / f"{state['images']:012d}-{state['stage']:02d}"
     if final.is_dir():
         return final  # a resumed run came by here again, with the same bits
+    spec = roles["student"].model.spec
     with whole_folder(final) as partial:
-        save_weights(partial / "raw.safetensors", raw.state_dict(), spec)
-        save_weights(partial / "ema.safetensors", ema.state_dict(), spec)
-        for name, module in frozen.items():
-            save_weights(partial / f"frozen-{name}.safetensors", module.state_dict(), spec)
+        for name, network in _files(roles, helpers).items():
+            save_weights(partial / f"{name}.safetensors", network.state_dict(), spec)
         torch.save(state, partial / "state.pt")
         write_text(partial / "price.json", json.dumps(price, indent=1))
-    for old in folder.iterdir():
+    for old in folder.glob("[0-9]*-[0-9]*"):
         if old != final:
             shutil.rmtree(old)
     return final
@@ -80,14 +91,10 @@ def read_state(folder: Path) -> dict:
         ) from error
 
 
-def load_checkpoint(
-    folder: Path, raw: torch.nn.Module, ema: torch.nn.Module, frozen: dict[str, torch.nn.Module]
-) -> dict:
+def load_checkpoint(folder: Path, roles: dict[str, Role], helpers: dict[str, nn.Module]) -> dict:
     """Loads weights in place and returns the trainer's state; raises UserError for damaged or
     unfitting files."""
     state = read_state(folder)
-    load_weights(raw, folder / "raw.safetensors")
-    load_weights(ema, folder / "ema.safetensors")
-    for name, module in frozen.items():
-        load_weights(module, folder / f"frozen-{name}.safetensors")
+    for name, network in _files(roles, helpers).items():
+        load_weights(network, folder / f"{name}.safetensors")
     return state

@@ -5,96 +5,92 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import create_model, model_validator
+from pydantic import Field, create_model, model_validator
 
 from core.config import Strict, dump_config, parse
 from core.data import DataConfig
 from core.errors import UserError
 from core.files import read_text, write_text
-from core.model_spec import ModelConfig
+from core.model import ModelConfig
 from core.training.method import Method, MethodConfig
-
-
-class OptimizerConfig(Strict):
-    """AdamW. warmup: images over which the rate rises to lr; decay: what it does over each stage;
-    clip: gradient norm, 0 = off."""
-
-    lr: float = 2e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    warmup: int = 0
-    decay: Literal["constant", "linear", "cosine"] = "constant"
-    clip: float = 1.0
-
-
-class EmaConfig(Strict):
-    """half_life: images after which a weight's influence on the average has halved; the start-up is
-    ema-pytorch's own, 1 - (1 + step)^-power."""
-
-    half_life: float = 50_000
-    power: float = 2 / 3
+from core.training.roles import AverageConfig, OptimizerConfig
 
 
 class BudgetConfig(Strict):
-    """Exactly one of images (seen) and evals (network evaluations per image, summed: forward 1,
-    backward 2, every network counted, and what went into stored pairs), the hardware-free price
-    under which methods are compared."""
+    """The price of training, under which methods are compared: give exactly one key."""
 
-    images: int | None = None
-    evals: float | None = None
+    images: int | None = Field(default=None, ge=1)
+    """images seen"""
+    evals: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """network evaluations, summed over images: forward 1, backward 2, every network counted, and
+    what went into stored pairs"""
 
     @model_validator(mode="after")
     def _one(self) -> BudgetConfig:
-        given = [v for v in (self.images, self.evals) if v is not None]
-        if len(given) != 1 or given[0] <= 0:
+        if (self.images is None) == (self.evals is None):
             raise ValueError("give exactly one of budget.images and budget.evals, above 0")
         return self
 
 
 class TrainConfig(Strict):
-    """batch_size: images an optimiser step, over all processes; accumulate: micro-batches it is cut
-    into."""
+    """Batches and the seed."""
 
-    batch_size: int = 128
-    accumulate: int = 1
-    seed: int = 0
+    batch_size: int = Field(default=128, ge=1)
+    """images per optimiser step, over all processes"""
+    accumulate: int = Field(default=1, ge=1)
+    """micro-batches that a process cuts its share into"""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """seed of initialisation, data order, noise and dropout"""
 
     @model_validator(mode="after")
     def _divides(self) -> TrainConfig:
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
+        if self.batch_size % self.accumulate:
             raise ValueError("batch_size must be a positive multiple of accumulate")
         return self
 
 
 class LogConfig(Strict):
-    """Intervals in images. wandb: "online", "offline" or null. sampler, steps: of the sample grids
-    during training; a stage that makes a network for a number of steps of its own is sampled in
-    that many."""
+    """What is written on the way; it may change on resuming."""
 
-    metrics_every: int = 10_000
-    samples_every: int = 100_000
-    checkpoint_every: int = 100_000
-    samples: int = 40
-    sampler: str = "ddim"
-    steps: int = 8
+    metrics_every: int = Field(default=10_000, ge=1)
+    """images between lines of metrics.jsonl"""
+    samples_every: int = Field(default=100_000, ge=1)
+    """images between grids of samples"""
+    checkpoint_every: int = Field(default=100_000, ge=1)
+    """images between checkpoints"""
+    samples: int = Field(default=40, ge=1, le=10_000)
+    """images per grid"""
+    sampler: str | None = None
+    """sampler of the grids; null: the one the model is meant for"""
+    steps: int | None = Field(default=None, ge=1)
+    """steps of the grids; null: those the model is meant for"""
     wandb: Literal["online", "offline"] | None = None
+    """also log to Weights & Biases"""
     wandb_project: str = "fast-sampling"
+    """project there"""
 
 
 class RunConfig(Strict):
-    """run: the folder of the run; method: the section of the method named in it (filled in by
-    `run_config_class`)."""
+    """A training run. `parse_run_config` gives the section `method` its method's own type."""
 
     run: str
+    """folder of the run"""
     data: DataConfig
+    """the data set"""
     model: ModelConfig | None = None
+    """the network and what it predicts; null where a method copies a trained model"""
     method: MethodConfig
+    """the method and its keys"""
     optimizer: OptimizerConfig = OptimizerConfig()
-    ema: EmaConfig = EmaConfig()
+    """AdamW, rate, clipping"""
+    ema: AverageConfig = AverageConfig()
+    """the moving average that is sampled"""
     budget: BudgetConfig
+    """how long to train"""
     train: TrainConfig = TrainConfig()
+    """batches and seed"""
     log: LogConfig = LogConfig()
+    """what is written on the way"""
 
 
 def parse_run_config(values: dict, method: type[Method], source: str) -> RunConfig:

@@ -1,27 +1,31 @@
-"""What a training method is: the network it trains, and a loss. The trainer knows no more about it
-than this file."""
+"""Method: what a training method is. The trainer knows no more about it than this file."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from core.condition import Condition
 from core.config import Strict
 from core.data import Batch, DataConfig, ImageData, ImageSource
-from core.diffusion.predictions import Prediction, convert
-from core.model import Model
-from core.model_spec import ModelConfig, ModelSpec, build_model
+from core.data.pairs import PairSource
+from core.diffusion.parameterisations import Prediction
+from core.model import Model, ModelConfig, ModelSpec
 from core.runs import Load
+from core.training.roles import Role
 
 
 class MethodConfig(Strict):
-    """Base of every method's own section; `name` is the method's name in the registry."""
+    """Base of every method's own section."""
 
     name: str
+    """the method's name in the registry"""
 
 
 class Stage(NamedTuple):
@@ -55,7 +59,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is built from besides its own config."""
+    """What a method is loaded from besides its own section. load: finds any trained model."""
 
     data: DataConfig
     model: ModelConfig | None
@@ -74,99 +78,79 @@ class Spent(NamedTuple):
 
 
 class Method(ABC):
-    """One way to train one network.
+    """One way to train a network.
 
-    Subclasses set `model` (the Model whose network is trained), `spec` (what it is made of) and
-    `source` (what batches are drawn from) in their constructor. A method that trains other networks
-    besides, such as a critic, steps their optimisers itself, within `loss`; it names the networks
-    in `frozen` and keeps the optimisers in `state`.
+    A constructor takes models; `from_config` loads them. Subclasses set
+
+    roles: the networks that learn; roles["student"] is what is kept and sampled.
+    helpers: networks that are evaluated and never trained, such as a teacher.
+    changing: names of helpers that change in the course of training; checkpoints keep them.
+    source: what batches are drawn from.
+    teacher_name: the name of the run that supervised this one.
     """
 
     Config: ClassVar[type[MethodConfig]]
-    teacher_name: str | None = None  # the name of the run that supervised this one
-    model: Model
-    spec: ModelSpec
-    source: ImageSource
-    unseen_evals: float = 0.0  # network evaluations that forward hooks do not see; the trainer reads it and sets it to 0
+    roles: dict[str, Role]
+    helpers: dict[str, nn.Module] = {}
+    changing: tuple[str, ...] = ()
+    source: ImageSource | PairSource
+    teacher_name: str | None = None
 
-    def __init__(self, config: MethodConfig, context: Context):
-        self.config, self.context = config, context
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: MethodConfig, context: Context) -> Method:
+        """The method with its models and data loaded; raises UserError for what does not fit."""
+
+    @property
+    def student(self) -> Model:
+        return self.roles["student"].model
 
     def stages(self) -> list[Stage]:
-        """Empty for a method that its constructor solves in closed form."""
+        """Empty for a method that is solved in closed form."""
         return [Stage("train", 1.0)]
 
-    def begin_stage(self, index: int, average: nn.Module) -> None:
-        """Called as a stage begins, with the network's moving average over the stage before (its
-        start, for the first)."""
+    def begin_stage(self, index: int) -> None:
+        """Called as a stage begins, before its optimisers and averages are made anew. The averages
+        of the stage before are still there."""
+
+    def turn(self, step: int) -> tuple[str, ...]:
+        """The roles that learn in optimiser step `step` of the run, in this order, on one batch."""
+        return ("student",)
 
     @abstractmethod
-    def loss(self, batch: Batch, progress: Progress) -> Loss: ...
-
-    def after_step(self, progress: Progress, batch_size: int) -> None:
-        """Called after every optimiser step; batch_size counts all processes."""
-
-    def frozen(self) -> dict[str, nn.Module]:
-        """Networks that are evaluated but not trained by the optimiser, and which a resumed run
-        cannot derive anew."""
-        return {}
-
-    def state(self) -> dict:
-        """What a resumed run needs besides networks: tensors and plain values, as in an optimiser's
-        state_dict."""
-        return {}
-
-    def load_state(self, state: dict) -> None:
-        """Takes up what `state` gave."""
-
-    def networks(self) -> list[nn.Module]:
-        """All networks whose evaluations are part of the price of training."""
-        return [self.model.network, *self.frozen().values()]
+    def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
+        """One role's loss. Only that role's parameters ask for gradients."""
 
     def spent(self) -> Spent:
-        """What went into the method's inputs before training, such as stored pairs."""
+        """What went into the method's inputs before training: by default its stored pairs."""
+        if isinstance(self.source, PairSource):
+            return Spent(self.source.manifest.evals, self.source.manifest.seconds)
         return Spent()
 
 
-class Regression(NamedTuple):
-    """Bring the model's output at (x_t [B, ...], t [B], r [B] or None) to `target`, both expressed
-    as `kind`, by `weight` [B]."""
+def regress(
+    model: Model,
+    x_t: Tensor,
+    t: Tensor,
+    target: Tensor,
+    kind: Prediction,
+    condition: Condition,
+) -> Tensor:
+    """The model's output at x_t [B, ...] and t [B], in terms of `kind`, minus target [B, ...]:
+    float32 [B, ...]."""
+    F = model.output(x_t, t, condition)
+    return model.parameterisation.express(kind, F, x_t, t, model.path).float() - target.float()
 
-    x_t: Tensor
-    t: Tensor
-    target: Tensor
-    kind: Prediction
-    weight: Tensor
-    label: Tensor | None = None
-    r: Tensor | None = None
 
-
-class RegressionMethod(Method):
-    """A method that says what to regress on; the loss itself is written once, here."""
-
-    @abstractmethod
-    def target(self, batch: Batch, progress: Progress) -> Regression: ...
-
-    def distance(self, difference: Tensor) -> Tensor:
-        """[B, ...] -> [B]; the mean square unless a method overrides it."""
-        return difference.square().flatten(1).mean(1)
-
-    def loss(self, batch: Batch, progress: Progress) -> Loss:
-        g = self.target(batch, progress)
-        model = self.model
-        F = model.output(g.x_t, g.t, g.label, g.r)
-        if model.boundary is not None:
-            guess = model.boundary.x0(F, g.x_t, g.t, model.path)
-        else:
-            guess = convert(model.prediction, g.kind, F, g.x_t, g.t, model.path)
-        return Loss(self.distance(guess.float() - g.target.float()) * g.weight.float(), g.t)
+def mean_square(difference: Tensor) -> Tensor:
+    """[B, ...] -> [B]."""
+    return difference.square().flatten(1).mean(1)
 
 
 def images_and_spec(context: Context) -> tuple[ImageData, ModelSpec]:
     """The training images, as the network sees them, and the model that config and data together
     describe."""
-    data = context.data.load()
-    model = context.model or ModelConfig()
+    data, model = context.data.load(), context.model or ModelConfig()
     spec = ModelSpec(
         **{name: getattr(model, name) for name in ModelConfig.model_fields},
         channels=data.channels,
@@ -179,16 +163,15 @@ def images_and_spec(context: Context) -> tuple[ImageData, ModelSpec]:
 def new_model(spec: ModelSpec, context: Context) -> Model:
     """A model with weights initialised from the run's seed."""
     torch.manual_seed(context.seed)
-    return build_model(spec).to(context.device)
+    return spec.build().to(context.device)
 
 
-def drop_labels(batch: Batch, probability: float, null: int) -> Tensor | None:
-    """The batch's labels, each replaced by the null label with that probability (Ho and Salimans
-    2022, alg. 1)."""
-    if batch.label is None or probability == 0:
-        return batch.label
-    dropped = batch.rng.uniform("label-dropout") < probability
-    return torch.where(dropped, torch.full_like(batch.label, null), batch.label)
+def drop_labels(batch: Batch, probability: float, null: int) -> Condition:
+    """The batch's condition, each label replaced by the null label with that probability (Ho and
+    Salimans 2022, alg. 1)."""
+    if batch.condition.label is None or probability == 0:
+        return batch.condition
+    return batch.condition.without_label(null, batch.rng.uniform("label-dropout") < probability)
 
 
 def noise_of(batch: Batch) -> Tensor:
@@ -196,3 +179,11 @@ def noise_of(batch: Batch) -> Tensor:
     if batch.eps is not None:
         return batch.eps
     return batch.rng.normal(tuple(batch.x0.shape[1:]), "eps")
+
+
+@contextmanager
+def same_dropout(x: Tensor) -> Iterator[None]:
+    """Within the block dropout draws the masks that the forward after it will draw again."""
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        yield

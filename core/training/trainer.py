@@ -1,22 +1,21 @@
-"""The training loop: accelerate, EMA, learning rate, checkpoints, logs. It knows images and stages,
-and no method's name."""
+"""The training loop: stages, roles, budget, checkpoints, logs. It knows images and roles, and no
+method's name."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from ema_pytorch import EMA
 
 from core.config import config_sha256
 from core.counting import count_evals
+from core.data import Batch
 from core.errors import UserError
-from core.noise import Noise
+from core.processes import sum_over
 from core.training.checkpoints import (
     keep_for_steps,
     latest_checkpoint,
@@ -24,9 +23,9 @@ from core.training.checkpoints import (
     read_state,
     save_checkpoint,
 )
-from core.training.config import OptimizerConfig, RunConfig, settle_run_folder
+from core.training.config import RunConfig, settle_run_folder
 from core.training.method import Loss, Method, Progress
-from core.training.preview import check_preview, save_preview
+from core.training.preview import preview_setting, save_preview
 from core.training.tracking import Tracker
 
 
@@ -34,23 +33,12 @@ class TrainingDiverged(UserError):
     """Loss or gradient became NaN or infinite; the batch that did it is on disk."""
 
 
-def learning_rate(config: OptimizerConfig, stage_images: int, fraction: float) -> float:
-    """The rate after `stage_images` of a stage of which `fraction` (0..1) is spent."""
-    warm = min(1.0, (stage_images + 1) / config.warmup) if config.warmup else 1.0
-    left = {
-        "constant": 1.0,
-        "linear": 1 - fraction,
-        "cosine": 0.5 * (1 + math.cos(math.pi * fraction)),
-    }[config.decay]
-    return config.lr * warm * left
-
-
 class Trainer:
     """Trains a Method for a budget; the same call resumes.
 
-    All that a resumed run needs is in the checkpoint: weights, average, frozen networks, optimiser,
-    counters. Randomness needs nothing, since every draw is addressed by the run's seed and images
-    seen.
+    All that a resumed run needs is in the checkpoint: weights, averages and optimisers of the
+    roles, helpers that change, counters. Randomness needs nothing, since every draw is addressed by
+    the run's seed and images seen.
     """
 
     def __init__(self, config: RunConfig, method: Method, accelerator: Accelerator):
@@ -59,14 +47,14 @@ class Trainer:
         shard = accelerator.num_processes * config.train.accumulate
         if config.train.batch_size % shard:
             raise UserError(
-                f"train.batch_size={config.train.batch_size} does not divide by {accelerator.num_processes} processes "
-                f"times {config.train.accumulate} micro-batches"
+                f"train.batch_size={config.train.batch_size} does not divide by "
+                f"{accelerator.num_processes} processes times {config.train.accumulate} "
+                "micro-batches"
             )
         self.micro = config.train.batch_size // shard
-        check_preview(config.log, method)
-        self.network = method.model.network
-        self.optimizer = self._new_optimizer()
-        self.ema = self._new_ema()
+        preview_setting(config.log, method.student)  # refused before anything is trained
+        for role in method.roles.values():
+            role.begin(config.optimizer, config.ema, config.train.batch_size)
         self.stages = method.stages()
         self.spent = method.spent()
         self.budget = self._training_budget()
@@ -76,28 +64,6 @@ class Trainer:
         self.evals = self.stage_start_evals = 0.0
         self.seconds = self.spent.seconds
 
-    def _new_optimizer(self) -> torch.optim.AdamW:
-        o = self.config.optimizer
-        return torch.optim.AdamW(
-            self.network.parameters(),
-            lr=o.lr,
-            betas=o.betas,
-            eps=o.eps,
-            weight_decay=o.weight_decay,
-            foreach=True,
-        )
-
-    def _new_ema(self) -> EMA:
-        return EMA(
-            self.network,
-            beta=0.5 ** (self.config.train.batch_size / self.config.ema.half_life),
-            update_after_step=0,
-            update_every=1,
-            power=self.config.ema.power,
-            include_online_model=False,
-            use_foreach=True,
-        )
-
     def _training_budget(self) -> float:
         """What training may use: images, or the evaluations that the method's inputs, such as
         stored pairs, have left."""
@@ -106,8 +72,9 @@ class Trainer:
         left = self.config.budget.evals - self.spent.evals
         if left <= 0:
             raise UserError(
-                f"budget.evals={self.config.budget.evals:g} is spent before training begins: what the method is given, such "
-                f"as stored pairs, took {self.spent.evals:g} network evaluations; raise budget.evals or make fewer pairs"
+                f"budget.evals={self.config.budget.evals:g} is spent before training begins: what "
+                f"the method is given, such as stored pairs, took {self.spent.evals:g} network "
+                "evaluations; raise budget.evals or make fewer pairs"
             )
         return left
 
@@ -118,11 +85,8 @@ class Trainer:
         return self.images if self.config.budget.images is not None else self.evals
 
     def _fraction(self) -> float:
-        used = (
-            self.stage_images
-            if self.config.budget.images is not None
-            else self.evals - self.stage_start_evals
-        )
+        by_images = self.config.budget.images is not None
+        used = self.stage_images if by_images else self.evals - self.stage_start_evals
         return min(1.0, used / self.stage_budget[self.stage])
 
     def progress(self) -> Progress:
@@ -130,20 +94,15 @@ class Trainer:
 
     # ---------------------------------------------------------------- checkpoints
 
+    COUNTERS = ("stage", "images", "stage_images", "evals", "stage_start_evals", "seconds")
+
+    def _changing(self) -> dict[str, torch.nn.Module]:
+        return {name: self.method.helpers[name] for name in self.method.changing}
+
     def save(self) -> None:
         if self.accelerator.is_main_process:
-            state = {
-                "optimizer": self.optimizer.state_dict(),
-                "ema_step": int(self.ema.step),
-                "ema_initted": bool(self.ema.initted),
-                "stage": self.stage,
-                "images": self.images,
-                "stage_images": self.stage_images,
-                "evals": self.evals,
-                "stage_start_evals": self.stage_start_evals,
-                "seconds": self.seconds,
-                "method": self.method.state(),
-            }
+            state = {name: getattr(self, name) for name in self.COUNTERS}
+            state["roles"] = {name: role.state() for name, role in self.method.roles.items()}
             price = {
                 "images": self.images + self.spent.images,
                 "evals": self.evals + self.spent.evals,
@@ -152,15 +111,7 @@ class Trainer:
                 "teacher": self.method.teacher_name,
                 "config_sha256": config_sha256(self.config, without=("log",)),
             }
-            save_checkpoint(
-                self.folder,
-                self.method.spec,
-                self.network,
-                self.ema.ema_model,
-                self.method.frozen(),
-                state,
-                price,
-            )
+            save_checkpoint(self.folder, self.method.roles, self._changing(), state, price)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> bool:
@@ -170,16 +121,12 @@ class Trainer:
             return False
         stage = read_state(checkpoint)["stage"]
         if stage < len(self.stages):
-            self.method.begin_stage(
-                stage, self.ema.ema_model
-            )  # for what is not weights; those are loaded next
-        state = load_checkpoint(checkpoint, self.network, self.ema.ema_model, self.method.frozen())
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.step.fill_(state["ema_step"])
-        self.ema.initted.fill_(state["ema_initted"])
-        for name in ("stage", "images", "stage_images", "evals", "stage_start_evals", "seconds"):
+            self.method.begin_stage(stage)  # for what is not weights; those are loaded next
+        state = load_checkpoint(checkpoint, self.method.roles, self._changing())
+        for name, role in self.method.roles.items():
+            role.load_state(state["roles"][name])
+        for name in self.COUNTERS:
             setattr(self, name, state[name])
-        self.method.load_state(state.get("method", {}))
         return True
 
     # ---------------------------------------------------------------- the loop
@@ -188,57 +135,53 @@ class Trainer:
         """Trains to the end of the budget.
 
         Raises:
-            UserError: the folder holds a run of another config. TrainingDiverged: NaN or infinity.
+            UserError: the folder holds a run of another config.
+            TrainingDiverged: NaN or infinity.
         """
         main = self.accelerator.is_main_process
         settle_run_folder(self.config, self.folder, write=main)
         self.accelerator.wait_for_everyone()
         if not self.resume():
             if self.stages:
-                self.method.begin_stage(0, self.ema.ema_model)
-            self.ema.copy_params_from_model_to_ema()
-            if not self.stages:
+                self._begin_stage()
+            else:
                 self.save()
                 self._preview()
         if self.stage == len(self.stages):
             return
-        self.module = self.accelerator.prepare_model(self.network)
-        self.method.model.network = self.module
-        tracker = Tracker(
-            self.config,
-            self.images,
-            self._used(),
-            self.budget,
-            [s.name for s in self.stages],
-            enabled=main,
-        )
+        roles = self.method.roles.values()
+        for role in roles:
+            role.wrap(self.accelerator)
+        names = [stage.name for stage in self.stages]
+        tracker = Tracker(self.config, self.images, self._used(), self.budget, names, enabled=main)
         try:
             while self.stage < len(self.stages):
                 self._run_stage(tracker)
                 self._keep_stage_result()
-                self.stage, self.stage_images, self.stage_start_evals = (
-                    self.stage + 1,
-                    0,
-                    self.evals,
-                )
+                self.stage, self.stage_images = self.stage + 1, 0
+                self.stage_start_evals = self.evals
                 if self.stage < len(self.stages):
-                    self.method.begin_stage(self.stage, self.ema.ema_model)
-                    self.optimizer = self._new_optimizer()
-                    self.ema.copy_params_from_model_to_ema()
-                    self.ema.step.zero_()
+                    self._begin_stage()
                 self.save()
             self._preview()
         finally:
-            self.method.model.network = self.network
+            for role in roles:
+                role.unwrap()
             tracker.close()
+
+    def _begin_stage(self) -> None:
+        self.method.begin_stage(self.stage)
+        for role in self.method.roles.values():
+            role.begin_stage()
 
     def _preview(self) -> None:
         if self.accelerator.is_main_process:
             file = self.folder / "samples" / f"{self.images:012d}.png"
-            steps = (
-                self.stages[min(self.stage, len(self.stages) - 1)].steps if self.stages else None
-            )
-            save_preview(self.config.log, self.method, self.ema.ema_model, file, steps)
+            stage = min(self.stage, len(self.stages) - 1)
+            steps = self.stages[stage].steps if self.stages else None
+            role = self.method.roles["student"]
+            averaged = role.model.with_network(role.average().eval())
+            save_preview(self.config.log, averaged, file, steps)
 
     def _keep_stage_result(self) -> None:
         """Keeps the weights of a stage that is meant to be sampled in its own number of steps."""
@@ -252,71 +195,73 @@ class Trainer:
     def _run_stage(self, tracker: Tracker) -> None:
         log = self.config.log
         last = time.perf_counter()
+
+        def write() -> None:
+            rate = self.method.roles["student"].rate
+            tracker.write(self.images, self.evals, self.seconds, self.stage, rate)
+
         while self._fraction() < 1:
-            loss = self._step()
+            seen = self._step()
             now = time.perf_counter()
             self.seconds, last = self.seconds + now - last, now
-            tracker.step(self.images, self._used(), self.stage, loss)
+            tracker.step(self.images, self._used(), self.stage, seen)
             if self._passed(log.metrics_every):
-                tracker.write(
-                    self.images,
-                    self.evals,
-                    self.seconds,
-                    self.stage,
-                    self.optimizer.param_groups[0]["lr"],
-                )
+                write()
             if self._passed(log.samples_every):
                 self._preview()
                 last = time.perf_counter()  # looking is not training
             if self._passed(log.checkpoint_every) and self._fraction() < 1:
                 self.save()
                 last = time.perf_counter()
-        tracker.write(
-            self.images, self.evals, self.seconds, self.stage, self.optimizer.param_groups[0]["lr"]
-        )
+        write()
 
     def _passed(self, interval: int) -> bool:
         """Whether the last step crossed a multiple of `interval` images."""
         return self.images // interval > (self.images - self.config.train.batch_size) // interval
 
     def _step(self) -> dict[str, torch.Tensor]:
-        """One optimiser step; returns what the log wants to know, as tensors."""
-        a, t = self.accelerator, self.config.train
-        device = a.device
-        rate = learning_rate(self.config.optimizer, self.stage_images, self._fraction())
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.network.train()
+        """One turn: a step of the optimiser of each role whose turn it is. Returns what the log
+        wants to know of the last one, as tensors."""
+        method, progress = self.method, self.progress()
+        size = self.config.train.batch_size
+        roles = method.roles.values()
+        averages = [role.average(name) for role in roles for name in role.averages]
+        networks = [*(role.network for role in roles), *averages]
+        seen: dict[str, torch.Tensor] = {}
+        with count_evals(*networks, *method.helpers.values()) as counter:
+            for name in method.turn(self.images // size):
+                seen = self._train(name, progress)
+        self.evals += sum_over([counter.evals], self.accelerator.state)[0]
+        self.images += size
+        self.stage_images += size
+        return seen
+
+    def _train(self, name: str, progress: Progress) -> dict[str, torch.Tensor]:
+        """One optimiser step of a role, over all micro-batches."""
+        a, accumulate = self.accelerator, self.config.train.accumulate
+        role, whose = self.method.roles[name], "" if name == "student" else f" of the {name}"
+        for other in self.method.roles.values():
+            other.learns(other is role)
+        role.network.train()
         losses: list[Loss] = []
-        with count_evals(*self.method.networks()) as counter:
-            for k in range(t.accumulate):
-                first = self.images + (k * a.num_processes + a.process_index) * self.micro
-                positions = torch.arange(first, first + self.micro)
-                batch = self.method.source.draw(positions, device)
-                self._seed_dropout(first)
-                last = k == t.accumulate - 1
-                with nullcontext() if last else a.no_sync(self.module):
-                    loss = self.method.loss(batch, self.progress())
-                    a.backward(loss.per_sample.mean() / t.accumulate)
-                losses.append(loss)
-                if not bool(torch.isfinite(loss.per_sample).all()):
-                    self._diverged("loss", batch, loss)
-        clip = self.config.optimizer.clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), clip)
+        for k in range(accumulate):
+            first = self.images + (k * a.num_processes + a.process_index) * self.micro
+            batch = self.method.source.draw(torch.arange(first, first + self.micro), a.device)
+            self._seed_dropout(first)
+            last = k == accumulate - 1
+            with nullcontext() if last else a.no_sync(role.prepared):
+                loss = self.method.loss(name, batch, progress)
+                a.backward(loss.per_sample.mean() / accumulate)
+            losses.append(loss)
+            if not bool(torch.isfinite(loss.per_sample).all()):
+                self._diverged(f"loss{whose}", batch, loss)
+        norm = role.step(self.stage_images, progress.fraction)
         if not bool(torch.isfinite(norm)):
-            self._diverged("gradient", batch, loss)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.images += t.batch_size
-        self.stage_images += t.batch_size
-        self.evals += (counter.evals + self.method.unseen_evals) * a.num_processes
-        self.method.unseen_evals = 0.0
-        self.ema.update()
-        self.method.after_step(self.progress(), t.batch_size)
+            self._diverged(f"gradient{whose}", batch, loss)
         return {
             "loss": torch.cat([one.per_sample.detach() for one in losses]),
             "t": torch.cat([one.t.detach() for one in losses]),
-            "grad_norm": norm.detach(),
+            "grad_norm": norm,
         }
 
     def _seed_dropout(self, position: int) -> None:
@@ -325,25 +270,21 @@ class Trainer:
         digest = hashlib.sha256(f"{self.config.train.seed} {position}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:7], "big"))
 
-    def _diverged(self, what: str, batch, loss: Loss) -> None:
-        file = (
-            self.folder / f"diverged-{self.images:012d}-process{self.accelerator.process_index}.pt"
-        )
-        rng: Noise = batch.rng
-        torch.save(
-            {
-                "x0": batch.x0,
-                "label": batch.label,
-                "positions": rng.indices,
-                "t": loss.t,
-                "loss": loss.per_sample.detach(),
-            },
-            file,
-        )
+    def _diverged(self, what: str, batch: Batch, loss: Loss) -> None:
+        process = self.accelerator.process_index
+        file = self.folder / f"diverged-{self.images:012d}-process{process}.pt"
+        kept = {
+            "x0": batch.x0,
+            **batch.condition.inputs(),
+            "positions": batch.rng.indices,
+            "t": loss.t,
+            "loss": loss.per_sample.detach(),
+        }
+        torch.save(kept, file)
         bad = loss.t[~torch.isfinite(loss.per_sample.detach())]
         where = f" at t = {float(bad[0]):.4f}" if len(bad) else ""
         raise TrainingDiverged(
             f"{self.folder}: the {what} became NaN or infinite at {self.images} images, stage "
-            f"'{self.stages[self.stage].name}'{where}; the batch is in {file}, the last checkpoint is intact: "
-            "lower optimizer.lr, raise optimizer.warmup, or switch model.autocast off"
+            f"'{self.stages[self.stage].name}'{where}; the batch is in {file}, the last checkpoint "
+            "is intact: lower optimizer.lr, raise optimizer.warmup, or switch model.autocast off"
         )

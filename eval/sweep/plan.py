@@ -12,7 +12,7 @@ from torch import Tensor
 
 from core.data import DataConfig, ImageData
 from core.diffusion.grids import make_grid
-from core.diffusion.predictions import Denoised
+from core.diffusion.parameterisations import Denoised
 from core.errors import UserError
 from core.noise import Noise
 from core.runs import Load, NotARun, Run

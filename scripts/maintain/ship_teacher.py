@@ -24,7 +24,7 @@ import yaml
 import lab
 from core.errors import UserError, command_line
 from core.files import read_text, whole_folder, write_text
-from core.model_spec import read_spec, read_weights, save_weights
+from core.weights import read_spec, read_weights, save_weights
 from core.runs import Run
 from core.training.checkpoints import latest_checkpoint
 from eval.curves.table import markdown_tables

@@ -32,9 +32,7 @@ def describe(run: Run) -> dict[str, str]:
         "run": str(run.folder),
         "network": f"{library}{kind}, {sum(p.numel() for p in network.parameters()):,} parameters",
         "path": f"{spec.path}, {times}",
-        "prediction": spec.prediction
-        if spec.boundary_t_min is None
-        else f"consistency function from t = {spec.boundary_t_min:g}",
+        "prediction": str(spec.prediction),
         "images": f"{spec.channels}x{spec.side}x{spec.side}",
         "classes": f"{spec.num_classes}{', no null label' if known else ''}"
         if spec.num_classes

@@ -20,8 +20,7 @@ from core.config import Strict, config_sha256, parse
 from core.data import DataConfig
 from core.errors import UserError
 from core.files import read_text
-from core.model import Model
-from core.model_spec import ModelSpec, build_model
+from core.model import Model, ModelSpec, upgraded
 from core.networks.diffusers import DiffusersConfig, diffusers_library
 from core.runs import Format, Run
 from teachers.diffusers_format.schedules import Schedule, read_schedule
@@ -155,11 +154,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f"{index_file}: key 'unet' is missing: only pipelines of a network and a scheduler are read"
         )
     origin_file = folder / ORIGIN
-    origin = (
-        parse(Origin, _json(origin_file, ""), str(origin_file))
-        if origin_file.is_file()
-        else Origin()
-    )
+    origin = Origin()
+    if origin_file.is_file():
+        said = _json(origin_file, "")
+        if isinstance(said.get("spec"), dict):
+            said["spec"] = upgraded(said["spec"])
+        origin = parse(Origin, said, str(origin_file))
     component = _component(folder, network)
     class_name = parts[network]
     config_file = component / "config.json"
@@ -373,7 +373,7 @@ def load_checkpoint(
         raise UserError(
             f"{checkpoint.component / WEIGHTS[0]} is missing (nor is there a {WEIGHTS[1]}): {_other_weights(checkpoint)}"
         )
-    model = build_model(checkpoint.spec)
+    model = checkpoint.spec.build()
     if checkpoint.class_name == OURS:
         _load_ours(model, file)
     else:
@@ -427,7 +427,6 @@ def load_pretrained(path: Path, weights: str = "ema", device: torch.device | str
         name=o.run or path.resolve().name,
         method=o.method,
         teacher=o.teacher,
-        spec=checkpoint.spec,
         model=model,
         data=o.data,
         ema=o.ema,

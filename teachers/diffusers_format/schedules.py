@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from core.diffusion.parameterisations import Prediction
 from core.diffusion.paths import make_path
-from core.diffusion.predictions import Prediction
 from core.diffusion.tables import BetaTable
 from core.errors import UserError
 from core.networks.diffusers import diffusers_library

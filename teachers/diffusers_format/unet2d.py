@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from core.model_spec import ModelSpec
+from core.model import ModelSpec
 from teachers.diffusers_format.write_schedule import converts, table_steps
 
 

@@ -44,10 +44,13 @@ def export(run: Run, out: Path) -> str:
         raise UserError(
             f"{run.folder}: network {spec.network.name} is no denoiser and is not exported"
         )
-    if isinstance(spec.network, UNetConfig) and spec.network.second_time:
-        raise UserError(
-            f"{run.folder}: network.second_time = True: diffusers has no second time; only teachers and flows are exported"
-        )
+    if isinstance(spec.network, UNetConfig):
+        for key, ours in (("second_time", False), ("time_scale", 1000.0)):
+            if (value := getattr(spec.network, key)) != ours:
+                raise UserError(
+                    f"{run.folder}: network.{key} = {value}: diffusers' networks have no such time "
+                    "embedding; only teachers, students of one time and flows are exported"
+                )
     if (
         isinstance(spec.network, DiffusersConfig)
         and source is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
+from core.diffusion.parameterisations import ConsistencyFunction
 from core.errors import UserError
 from core.files import read_text
 from core.runs import Run
@@ -58,7 +59,7 @@ def _recipe(run: Run, made_for: int | None) -> Recipe:
         if many % made_for:
             words += f" {made_for} does not divide {many}: DDIMScheduler's times and steps are off by up to one of {many}."
         return Recipe(words, made_for)
-    if run.spec.boundary_t_min is not None:
+    if isinstance(run.spec.prediction, ConsistencyFunction):
         words = (
             "A consistency function: in one step its sample is one evaluation; in N steps, fresh noise comes between them, "
             "which LCMScheduler adds (its own boundary condition matters at the last few timesteps only)."

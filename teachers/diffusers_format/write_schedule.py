@@ -6,11 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from core.diffusion.predictions import SingularTime
+from core.diffusion.parameterisations import SingularTime
 from core.diffusion.tables import BetaTable
 from core.errors import UserError
-from core.model import Model
-from core.model_spec import ModelSpec
+from core.model import Model, ModelSpec
 
 THEIR_PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
@@ -63,11 +62,7 @@ def scheduler_config(spec: ModelSpec, model: Model) -> dict:
 
 def converts(spec: ModelSpec) -> bool:
     """Whether the network's output means nothing to diffusers as it is."""
-    return (
-        spec.path == "rectified"
-        or spec.prediction not in THEIR_PREDICTION
-        or spec.boundary_t_min is not None
-    )
+    return spec.path == "rectified" or spec.prediction not in THEIR_PREDICTION
 
 
 def conversion_table(model: Model, steps: int) -> Tensor:

@@ -8,7 +8,7 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from core.diffusion.paths import Path
-from core.diffusion.predictions import Denoised
+from core.diffusion.parameterisations import Denoised
 from teachers.exact import mixture_model
 
 MEANS, STDS, WEIGHTS = (

@@ -62,7 +62,7 @@ def train_tiny(folder: Path | str, name: str = "ddpm", **options) -> Trainer:
     cls = method_class(name)
     config = parse_run_config(values, cls, "test")
     accelerator = Accelerator(cpu=True)
-    method = cls(
+    method = cls.from_config(
         config.method,
         Context(config.data, config.model, config.train.seed, accelerator.device, load),
     )

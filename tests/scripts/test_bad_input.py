@@ -94,7 +94,7 @@ def test_broken_checkpoints(tmp_path, config):
 
 def test_checkpoint_of_another_architecture(tmp_path):
     from core.errors import UserError
-    from core.model_spec import build_model, load_weights, read_spec
+    from core.weights import load_weights, read_spec
 
     train_tiny(tmp_path / "run", images=64)
     file = latest_checkpoint(tmp_path / "run") / "ema.safetensors"

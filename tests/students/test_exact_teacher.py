@@ -19,9 +19,9 @@ import students.consistency
 import students.progressive
 from core.data import Batch, DataConfig
 from core.diffusion.paths import make_path
-from core.diffusion.predictions import from_denoised
+from core.diffusion.parameterisations import from_denoised
 from core.model import Model
-from core.model_spec import ModelSpec
+from core.model import ModelSpec
 from core.noise import Noise
 from core.training.method import Context, Progress
 from students.consistency import Consistency, ConsistencyConfig

@@ -3,7 +3,7 @@ their order."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.errors import UserError, nearest
 from core.sampling.solvers.common import Callback, Progress, SamplerFunction
@@ -15,45 +15,60 @@ from core.sampling.solvers.dpm_solver import (
     dpm_solver_3m,
     dpm_solver_3m_sde,
 )
+from core.sampling.solvers.flow_map import flow_map
 from core.sampling.solvers.ode import euler, heun
 from core.sampling.solvers.sde import euler_maruyama
 from core.sampling.solvers.unipc import unipc
 
-__all__ = ["SAMPLERS", "Callback", "Progress", "Sampler", "SamplerFunction", "make_sampler"]
+__all__ = [
+    "OLD_NAMES",
+    "SAMPLERS",
+    "Callback",
+    "Progress",
+    "Sampler",
+    "SamplerFunction",
+    "make_sampler",
+]
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler's function, its order of convergence (weak order for stochastic ones) and its usual
-    time grid.
+    """A sampler's function and what there is to know of it.
 
-    order None: not a solver of the teacher's equation but of a student's own making.
+    order: of convergence, the weak order for stochastic samplers; None: no solver of the teacher's
+    equation. grid: the usual spacing of the times. options: its own options with their defaults.
     """
 
     run: SamplerFunction
     order: int | None
     stochastic: bool
     grid: str = "time"
+    options: dict[str, float] = field(default_factory=dict)
 
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": Sampler(ancestral, 1, True),
     "ddpm-large": Sampler(ancestral_large, 1, True),
-    "ddim": Sampler(ddim, 1, False),
+    "ddim": Sampler(ddim, 1, False, options={"eta": 0.0}),
     "euler": Sampler(euler, 1, False),
     "heun": Sampler(heun, 2, False),
-    "sde": Sampler(euler_maruyama, 1, True),
+    "euler-maruyama": Sampler(euler_maruyama, 1, True),
     "dpm++2m": Sampler(dpm_solver_2m, 2, False),
     "dpm++3m": Sampler(dpm_solver_3m, 3, False),
     "dpm++2m-sde": Sampler(dpm_solver_2m_sde, 1, True),
     "dpm++3m-sde": Sampler(dpm_solver_3m_sde, 1, True),
     "unipc": Sampler(unipc, 3, False),
-    "jump": Sampler(jump_and_renoise, None, True),
+    "consistency": Sampler(jump_and_renoise, None, True),
+    "flow-map": Sampler(flow_map, None, False),
 }
+
+# Names of earlier versions, which published rows carry
+OLD_NAMES = {"jump": "consistency", "sde": "euler-maruyama"}
 
 
 def make_sampler(name: str) -> Sampler:
     """The sampler of that name; raises UserError naming the nearest known one."""
     if name not in SAMPLERS:
-        raise UserError(f"unknown sampler '{name}'{nearest(name, SAMPLERS)}")
+        renamed = f" (it is called '{OLD_NAMES[name]}' now)" if name in OLD_NAMES else None
+        raise UserError(f"unknown sampler '{name}'{renamed or nearest(name, SAMPLERS)}")
     return SAMPLERS[name]

@@ -76,6 +76,12 @@ def intervals(path: Path, grid: Tensor) -> Iterator[Interval]:
         yield Interval(i + 1, len(points) - 1, points[i], points[i + 1])
 
 
+def straight(point: Point) -> tuple[float, float]:
+    """scale and w of the straight coordinates x / scale (core/sampling/solvers/ode.py)."""
+    scale = point.alpha + point.sigma
+    return scale, point.sigma / scale
+
+
 def report(callback: Callback | None, interval: Interval, x: Tensor, x0: Tensor) -> None:
     if callback is not None:
         callback(Progress(interval.index, interval.steps, interval.a.t, interval.b.t, x, x0))

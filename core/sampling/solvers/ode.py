@@ -13,13 +13,8 @@ from torch import Tensor
 
 from core.noise import Noise
 from core.sampling.denoisers import Denoiser
-from core.sampling.solvers.common import Callback, Point, intervals, report
+from core.sampling.solvers.common import Callback, intervals, report, straight
 from core.sampling.solvers.ddim import ddim
-
-
-def _straight(point: Point) -> tuple[float, float]:
-    scale = point.alpha + point.sigma
-    return scale, point.sigma / scale
 
 
 def euler(
@@ -44,7 +39,7 @@ def heun(
     Karras et al. 2022."""
     x = noise
     for step in intervals(denoiser.path, grid):
-        (scale_a, w_a), (scale_b, w_b) = _straight(step.a), _straight(step.b)
+        (scale_a, w_a), (scale_b, w_b) = straight(step.a), straight(step.b)
         x0, eps = denoiser(x, step.a.time)
         slope = eps - x0
         end = scale_b * (x / scale_a + (w_b - w_a) * slope)

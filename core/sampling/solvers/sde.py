@@ -9,8 +9,7 @@ from torch import Tensor
 
 from core.noise import Noise
 from core.sampling.denoisers import Denoiser
-from core.sampling.solvers.common import Callback, draw, intervals, report
-from core.sampling.solvers.ode import _straight
+from core.sampling.solvers.common import Callback, draw, intervals, report, straight
 
 
 def euler_maruyama(
@@ -40,7 +39,7 @@ def euler_maruyama(
         elif a.t == 1:
             x = b.alpha * x0 + b.sigma * draw(rng, x, step.index)
         else:
-            (scale_a, w_a), (scale_b, w_b) = _straight(a), _straight(b)
+            (scale_a, w_a), (scale_b, w_b) = straight(a), straight(b)
             drift = eps - x0 + eps / (1 - w_a)
             spread = math.sqrt(2 * w_a / (1 - w_a) * (w_a - w_b))
             x = scale_b * (x / scale_a + (w_b - w_a) * drift + spread * draw(rng, x, step.index))

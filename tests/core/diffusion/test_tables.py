@@ -16,7 +16,7 @@ from core.diffusion.grids import GRIDS, make_grid
 from core.diffusion.paths import make_path
 from core.diffusion.tables import BetaTable
 from core.errors import UserError
-from core.model_spec import ModelSpec, build_model
+from core.model import ModelSpec
 
 ROUGH = tuple(
     (1e-4 + 0.3 * torch.rand(60, generator=torch.Generator().manual_seed(0)).double() ** 4).tolist()
@@ -184,7 +184,7 @@ def test_it_travels_in_the_spec():
     assert again == spec and again.path == BetaTable(
         schedule="scaled_linear", first=0.001, last=0.012, zero_terminal_snr=True
     )
-    assert build_model(spec).path.alpha(torch.tensor(1.0)) == 0
+    assert spec.build().path.alpha(torch.tensor(1.0)) == 0
     assert (
         parse(ModelSpec, {"channels": 1, "side": 8, "num_classes": 0}, "test").path == "vp-cosine"
     )

@@ -7,7 +7,7 @@ import torch
 
 from core.diffusion.grids import make_grid
 from core.diffusion.paths import PATHS, make_path
-from core.diffusion.predictions import PREDICTIONS, convert
+from core.diffusion.parameterisations import PREDICTIONS, convert
 from core.errors import UserError
 from core.model import Model
 from core.networks.unet import UNet

@@ -13,7 +13,7 @@ from scipy import stats
 from core.counting import count_evals
 from core.diffusion.grids import make_grid
 from core.diffusion.paths import PATHS, make_path
-from core.diffusion.predictions import Denoised
+from core.diffusion.parameterisations import Denoised
 from core.errors import UserError
 from core.model import Model
 from core.noise import Noise

@@ -17,7 +17,8 @@ from core.data import DataConfig
 from core.diffusion.grids import make_grid
 from core.diffusion.tables import BetaTable
 from core.errors import UserError
-from core.model_spec import ModelSpec, build_model, save_weights
+from core.model import ModelSpec
+from core.weights import save_weights
 from core.networks.diffusers import DiffusersConfig
 from core.networks.unet import UNetConfig
 from core.noise import Noise
@@ -81,7 +82,7 @@ def run_of(folder: Path, network, path, prediction, num_classes, boundary) -> Ru
         num_classes=num_classes,
         boundary_t_min=boundary,
     )
-    model = build_model(spec)
+    model = spec.build()
     for p in model.network.parameters():
         torch.nn.init.normal_(p, std=0.3 / max(p.shape[-1], 1) ** 0.5 if p.ndim > 1 else 0.1)
     folder.mkdir(parents=True)

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from core.diffusion.paths import PATHS, make_path
-from core.diffusion.predictions import (
+from core.diffusion.parameterisations import (
     PREDICTIONS,
     SingularTime,
     convert,

@@ -1,5 +1,8 @@
-"""Loss weights, stated for the squared error of x0 and carried over to the error of any other
-prediction."""
+"""Losses: weights of the squared error by time, and distances between samples.
+
+A weight is stated for the squared error of x0 and carried over to the error of any other
+prediction.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from core.diffusion.parameterisations import Prediction
 from core.diffusion.paths import Path
-from core.diffusion.predictions import Prediction
 
 Weighting = Literal["simple", "min-snr", "truncated-snr"]
 
@@ -44,3 +47,19 @@ def loss_weight(
     scale = x0_error_scale(kind, t, path)
     snr = (c.alpha / c.sigma).square()
     return scale * (snr.clamp(max=gamma) if weighting == "min-snr" else snr.clamp(min=1))
+
+
+Distance = Literal["squared", "pseudo-huber"]
+
+
+def distance(name: Distance, difference: Tensor, huber: float) -> Tensor:
+    """[B, ...] -> [B].
+
+    squared: the mean square. pseudo-huber: sqrt(||d||^2 + c^2) - c with c = huber sqrt(dimension)
+    (Song and Dhariwal 2024, eq. 7, where huber = 0.00054).
+    """
+    squares = difference.square().flatten(1)
+    if name == "squared":
+        return squares.mean(1)
+    c = huber * squares.shape[1] ** 0.5
+    return (squares.sum(1) + c * c).sqrt() - c

@@ -1,0 +1,36 @@
+"""Codecs: images as they are stored, and what a network sees of them. The owner of both edges."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Codec(Protocol):
+    """From uint8 images [B, C, S, S] to the network's float tensors and back."""
+
+    def shape(self, channels: int, side: int) -> tuple[int, ...]:
+        """The shape of one sample as the network sees it, for images [channels, side, side]."""
+
+    def encode(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor: ...
+
+    def decode(self, x: Tensor) -> Tensor: ...
+
+
+class Pixels:
+    """The network sees the pixels: uint8 [0, 255] as float32 [-1, 1]."""
+
+    def shape(self, channels: int, side: int) -> tuple[int, ...]:
+        return (channels, side, side)
+
+    def encode(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return images.to(dtype) / 127.5 - 1
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Rounded, then clamped."""
+        return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+CODECS: dict[str, Codec] = {"pixels": Pixels()}

@@ -1,0 +1,108 @@
+"""Making stored pairs: samples of a model with the address of the noise that they came from."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from core.condition import Condition
+from core.counting import count_evals
+from core.data.pairs import Manifest, PairRecipe, read_manifest, write_manifest
+from core.errors import UserError
+from core.files import sha256_of, whole_file
+from core.noise import Noise
+from core.runs import Run
+from core.sampling.sample import grid_of, sample, sampler_of
+from core.setting import Setting
+
+
+@torch.no_grad()
+def generate_pairs(
+    run: Run,
+    folder: Path,
+    count: int,
+    sampler: str,
+    steps: int,
+    seed: int,
+    guidance_scale: float = 1.0,
+    shard: int = 4096,
+    batch_size: int = 256,
+) -> None:
+    """Samples `count` images deterministically and stores them with the address of their noise;
+    goes on where it stopped.
+
+    A shard holds x0 (float16, unclamped) [n, C, H, W], label int64 [n] and index int64 [n]. The
+    noise of sample i is not stored: it is Noise(seed, i).normal(..., "prior"), exactly
+    reproducible, at half the disk space.
+
+    Raises:
+        UserError: a stochastic sampler, or a folder that holds pairs of another recipe.
+    """
+    setting = Setting(sampler=sampler, steps=steps, guidance_scale=guidance_scale)
+    if sampler_of(setting).stochastic:
+        raise UserError(
+            f"sampler '{sampler}' adds noise, so its result is not paired with its start: "
+            "use ddim, heun, dpm++2m or unipc"
+        )
+    classes = run.spec.num_classes
+    if count < 1:
+        raise UserError(f"count = {count}: at least 1 pair")
+    recipe = PairRecipe(
+        run=str(run.folder),
+        run_name=run.name,
+        weights_sha256=run.weights_sha256,
+        sampler=sampler,
+        steps=steps,
+        count=count,
+        seed=seed,
+        guidance_scale=guidance_scale,
+        shard=shard,
+        channels=run.spec.channels,
+        side=run.spec.side,
+        num_classes=classes,
+    )
+    grid_of(setting, run.model)  # refused before anything is written
+    manifest = read_manifest(folder) or Manifest(**recipe.model_dump())
+    for key, value in recipe.model_dump().items():
+        if getattr(manifest, key) != value:
+            raise UserError(
+                f"{folder} holds pairs of another recipe: {key} is {getattr(manifest, key)!r} there and {value!r} here; "
+                "choose another folder, or delete that one"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = -(-count // shard)
+    done = min(len(manifest.shards) * shard, count)
+    with tqdm(
+        total=count, initial=done, desc=f"pairs of {run.name}", unit="img", dynamic_ncols=True
+    ) as bar:
+        for k in range(shards):
+            name = f"{k:06d}.safetensors"
+            if name in manifest.shards:
+                continue
+            begun, parts, labels = time.perf_counter(), [], []
+            indices = torch.arange(k * shard, min((k + 1) * shard, count))
+            with count_evals(run.model.network) as counter:
+                for part in indices.split(batch_size):
+                    rng = Noise(seed, part.to(run.model.device))
+                    label = rng.integers(classes, "label") if classes else None
+                    x0 = sample(run.model, setting, rng, Condition(label=label))
+                    parts.append(x0.half().cpu())
+                    labels.append(torch.zeros(len(part)).long() if label is None else label.cpu())
+                    bar.update(len(part))
+            with whole_file(folder / name) as partial:
+                save_file(
+                    {"x0": torch.cat(parts), "label": torch.cat(labels), "index": indices}, partial
+                )
+                digest = sha256_of(partial)
+            manifest = manifest.model_copy(
+                update={
+                    "shards": {**manifest.shards, name: digest},
+                    "evals": manifest.evals + counter.evals,
+                    "seconds": manifest.seconds + time.perf_counter() - begun,
+                }
+            )
+            write_manifest(folder, manifest)

@@ -1,0 +1,45 @@
+"""Setting: everything that decides how a model is sampled, apart from the model and the seed."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from core.config import Strict
+
+Threshold = Literal["none", "static", "static-x0", "dynamic"]
+THRESHOLD_NAMES: tuple[str, ...] = get_args(Threshold)
+
+
+class Setting(Strict):
+    """How a model is sampled. Names are checked where they are used (core/sampling/sample.py)."""
+
+    sampler: str
+    """name of a solver (core/sampling/solvers)"""
+    steps: int = Field(ge=1)
+    """intervals of the time grid"""
+    grid: str | None = None
+    """spacing of the times (core/diffusion/grids.py); null: the sampler's own"""
+    guidance_scale: float = Field(default=1.0, allow_inf_nan=False)
+    """weight of classifier-free guidance; 1.0 is off"""
+    threshold: Threshold = "none"
+    """clipping of the guess of x0 at every step"""
+    options: dict[str, float] = {}
+    """the sampler's own options, such as eta of ddim"""
+
+    def key(self) -> tuple:
+        """All values, hashable, in a fixed order."""
+        options = tuple(sorted(self.options.items()))
+        return (self.sampler, self.steps, self.grid, self.guidance_scale, self.threshold, options)
+
+    def label(self) -> str:
+        """The setting in words, for messages: "ddim eta 0.5, guidance 2, 8 steps"."""
+        words = [" ".join([self.sampler, *(f"{k} {v:g}" for k, v in sorted(self.options.items()))])]
+        if self.guidance_scale != 1.0:
+            words.append(f"guidance {self.guidance_scale:g}")
+        if self.threshold != "none":
+            words.append(f"threshold {self.threshold}")
+        if self.grid is not None:
+            words.append(f"grid {self.grid}")
+        return ", ".join([*words, f"{self.steps} step{'s' * (self.steps != 1)}"])
