@@ -24,9 +24,9 @@ import yaml
 import lab
 from core.errors import UserError, command_line
 from core.files import read_text, whole_folder, write_text
-from core.weights import read_spec, read_weights, save_weights
 from core.runs import Run
 from core.training.checkpoints import latest_checkpoint
+from core.weights import read_spec, read_weights, save_weights
 from eval.curves.table import markdown_tables
 from eval.rows import read_rows
 

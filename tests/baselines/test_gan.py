@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.gan import critic_loss
 from core.networks.convolutional import ConvolutionalConfig, Encoder
+from core.training.adversarial import penalised_critic_loss
 from core.training.checkpoints import latest_checkpoint
 from tests.helpers.runs import assert_same_bits, images_of
 from tests.helpers.tiny import train_tiny
@@ -16,7 +16,6 @@ from tests.helpers.tiny import train_tiny
 OPTIONS = dict(
     own_network={"name": "generator", "widths": [8, 16], "blocks": 1, "latent": 6},
     method={"critic": {"widths": [8, 16], "blocks": 1}},
-    log={"sampler": "jump", "steps": 1},
     optimizer={"betas": [0.0, 0.99], "clip": 0.0},
 )
 
@@ -29,9 +28,9 @@ def test_penalty_is_the_squared_slope_of_the_critic():
     nn.init.normal_(critic.levels[0][1].conv2.weight)
     real, fake = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64)
     label = torch.tensor([0, 2])
-    given = critic_loss(critic, real, fake, label, 3.0) - critic_loss(
-        critic, real, fake, label, 0.0
-    )
+    given = penalised_critic_loss(
+        critic, real, fake, {"label": label}, 3.0
+    ) - penalised_critic_loss(critic, real, fake, {"label": label}, 0.0)
 
     def slopes(x: torch.Tensor) -> torch.Tensor:
         h, total = 1e-5, torch.zeros(2, dtype=torch.float64)
@@ -56,7 +55,7 @@ class Line(nn.Module):
         super().__init__()
         self.psi = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
 
-    def forward(self, x: torch.Tensor, label: None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.psi * x
 
 
@@ -66,9 +65,9 @@ def dirac_game(gamma: float, steps: int = 3000, rate: float = 0.02) -> float:
     real = torch.zeros(1, 1, dtype=torch.float64)
     for _ in range(steps):
         (g_psi,) = torch.autograd.grad(
-            critic_loss(critic, real, theta, None, gamma).sum(), critic.psi
+            penalised_critic_loss(critic, real, theta, {}, gamma).sum(), critic.psi
         )
-        gap = critic(real, None).detach() - critic(theta, None)
+        gap = critic(real).detach() - critic(theta)
         (g_theta,) = torch.autograd.grad(nn.functional.softplus(gap).sum(), theta)
         with torch.no_grad():
             critic.psi -= rate * g_psi

@@ -7,8 +7,10 @@ import torch
 from sklearn.decomposition import PCA
 
 from baselines.ppca import fit
+from core.condition import Condition
 from core.errors import UserError
-from core.runs import sample_images
+from core.sampling.sample import sample_images
+from core.setting import Setting
 from lab import load
 from tests.helpers.tiny import train_tiny
 
@@ -48,18 +50,18 @@ def test_trained_network_is_the_gaussian_of_each_class(tmp_path):
     """The network is affine, so its Jacobian A gives the covariance A A^T exactly: compared with
     scikit-learn on the images."""
     network = {"name": "affine", "latent": 6}
-    train_tiny(tmp_path / "ppca", "ppca", own_network=network, log={"sampler": "jump", "steps": 1})
+    train_tiny(tmp_path / "ppca", "ppca", own_network=network, log={"steps": 1})
     run = load(tmp_path / "ppca")
     assert (run.train_evals, run.train_images) == (0.0, 1348)
     data = run.data.load()
-    for label in (3, run.num_classes):
-        x = data.images[data.labels == label] if label < run.num_classes else data.images
+    for label in (3, run.spec.num_classes):
+        x = data.images[data.labels == label] if label < run.spec.num_classes else data.images
         theirs = PCA(6, svd_solver="full").fit((x.double() / 127.5 - 1).flatten(1).numpy())
         given = torch.full((1,), label)
         t = torch.ones(1)
 
         def generate(noise: torch.Tensor, given=given, t=t) -> torch.Tensor:
-            return run.model.output(noise.view(1, 1, 8, 8), t, given).flatten()
+            return run.model.output(noise.view(1, 1, 8, 8), t, Condition(given)).flatten()
 
         A = torch.autograd.functional.jacobian(generate, torch.zeros(64)).double()
         wanted = torch.from_numpy(theirs.get_covariance()) * (len(x) - 1) / len(x)
@@ -74,14 +76,16 @@ def test_more_than_one_step_is_refused(tmp_path):
         tmp_path / "ppca",
         "ppca",
         own_network={"name": "affine", "latent": 6},
-        log={"sampler": "jump", "steps": 1},
+        log={"steps": 1},
     )
     with pytest.raises(UserError, match="1 discrete times"):
-        sample_images(load(tmp_path / "ppca"), "jump", 2, torch.arange(2), 0)
+        sample_images(
+            load(tmp_path / "ppca").model, Setting(sampler="ddim", steps=2), torch.arange(2)
+        )
     with pytest.raises(UserError, match="log.steps=2"):
         train_tiny(
             tmp_path / "other",
             "ppca",
             own_network={"name": "affine", "latent": 6},
-            log={"sampler": "jump", "steps": 2},
+            log={"steps": 2},
         )

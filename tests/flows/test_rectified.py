@@ -10,18 +10,18 @@ import math
 import pytest
 import torch
 
-from core.data import Batch
-from core.data.pairs import PairSource, generate_pairs
-from core.diffusion.paths import make_path
+from core.data.pairs import PairSource
 from core.diffusion.times import TimeConfig, make_time_sampler
 from core.errors import UserError
-from core.model import Model
 from core.noise import Noise
-from core.runs import sample_images
-from core.training.method import Progress
+from core.pairs import generate_pairs
+from core.sampling.sample import sample_images
+from core.setting import Setting
 from flows.rectified import RectifiedFlow, RectifiedFlowConfig
 from lab import load
+from tests.helpers.fit import fit
 from tests.helpers.gaussian import MEAN, SHAPE, STD, AffineInX
+from tests.helpers.models import model_of
 from tests.helpers.tiny import train_tiny
 
 
@@ -29,28 +29,16 @@ def test_learned_velocity_between_gaussians_is_the_known_one():
     """For x0 ~ N(m, s^2) and eps ~ N(0, 1): u(x, t) = -m + (t - (1 - t) s^2) / ((1 - t)^2 s^2 +
     t^2) (x - (1 - t) m)."""
     torch.manual_seed(0)
-    method = RectifiedFlow.__new__(RectifiedFlow)
-    method.config = RectifiedFlowConfig(name="rectified-flow")
-    method.model = Model(AffineInX(), make_path("rectified"), "u")
-    method.sample_time = make_time_sampler(TimeConfig())
-    optimizer = torch.optim.Adam(method.model.network.parameters(), lr=3e-3)
-    iterations, B = 2500, 256
-    for i in range(iterations):
-        optimizer.param_groups[0]["lr"] = 3e-3 * 0.5 * (1 + math.cos(math.pi * i / iterations))
-        rng = Noise(0, torch.arange(B) + i * B)
-        batch = Batch(MEAN + STD * rng.normal(SHAPE, "data"), None, rng)
-        method.spec = type("Spec", (), {"num_classes": 0})
-        loss = method.loss(batch, Progress(0, 0, 0.0)).per_sample.mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    model = model_of(AffineInX(), "rectified", "u", side=2)
+    method = RectifiedFlow(RectifiedFlowConfig(name="rectified-flow"), model, None)
+    fit(method, 2500)
     x = torch.randn(200, *SHAPE)
     for time in (0.1, 0.5, 0.9):
         t = torch.tensor(time, dtype=torch.float64)
         variance = (1 - time) ** 2 * STD**2 + time**2
         known = -MEAN + (time - (1 - time) * STD**2) / variance * (x - (1 - time) * MEAN)
         with torch.no_grad():
-            assert float((method.model.u(x, t) - known).square().mean().sqrt()) < 0.05 * float(
+            assert float((method.student.u(x, t) - known).square().mean().sqrt()) < 0.05 * float(
                 known.std()
             )
 
@@ -99,9 +87,9 @@ def test_pairs_are_noise_and_where_the_flow_takes_it(flow, tmp_path):
     with torch.no_grad():
         for a, b in itertools.pairwise(times):
             t, s = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
-            u = flow.model.u(x, t, batch.label)
+            u = flow.model.u(x, t, batch.condition)
             end = x + (b - a) * u
-            x = end if b == 0 else x + (b - a) * 0.5 * (u + flow.model.u(end, s, batch.label))
+            x = end if b == 0 else x + (b - a) * 0.5 * (u + flow.model.u(end, s, batch.condition))
     assert torch.allclose(x, batch.x0, atol=3e-3)  # half precision on disk
     manifest = json.loads((tmp_path / "p" / "pairs.json").read_text())
     assert manifest["evals"] == 20 * (2 * 3 - 1)
@@ -151,11 +139,13 @@ def test_one_step_distillation_learns_the_stored_coupling(flow, tmp_path):
 
     def error(run):
         with torch.no_grad():
-            return float((run.model.x0(batch.eps, one, batch.label) - batch.x0).square().mean())
+            return float((run.model.x0(batch.eps, one, batch.condition) - batch.x0).square().mean())
 
     assert error(student) < 0.5 * error(flow), (error(student), error(flow))
     assert student.train_evals > 12_800 * 3  # the pairs' own price is on the bill
     assert torch.equal(
-        sample_images(student, "ddim", 1, torch.arange(4), seed=0),
-        sample_images(student, "euler", 1, torch.arange(4), seed=0),
+        *(
+            sample_images(student.model, Setting(sampler=name, steps=1), torch.arange(4))
+            for name in ("ddim", "euler")
+        )
     )

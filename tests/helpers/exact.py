@@ -7,8 +7,8 @@ import torch
 from scipy import integrate, stats
 from torch import Tensor
 
-from core.diffusion.paths import Path
 from core.diffusion.parameterisations import Denoised
+from core.diffusion.paths import Path
 from teachers.exact import mixture_model
 
 MEANS, STDS, WEIGHTS = (
@@ -35,6 +35,9 @@ class GaussianDenoiser:
             c.alpha**2 * self.std**2 + c.sigma**2
         )
         return Denoised(x0, eps)
+
+    def map(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return self.flow(x, t, s)
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation at t."""

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from core.data import ImageData, load_data
-from core.data.dataset import EpochOrder, draw_batch, to_float, to_uint8
+from core.codec import Pixels
+from core.data import ImageData, ImageSource, load_data
 from core.errors import UserError
 from tests.helpers.archives import write_cifar
 
@@ -19,10 +19,11 @@ CPU = torch.device("cpu")
 
 def test_rounding_survives_the_way_in_and_out():
     pixels = torch.arange(256, dtype=torch.uint8)
-    inside = to_float(pixels)
-    assert inside[0] == -1 and inside[255] == 1 and torch.equal(to_uint8(inside), pixels)
-    assert torch.equal(to_uint8(inside + 0.49 / 127.5), pixels)  # rounds, does not cut
-    assert to_uint8(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
+    codec = Pixels()
+    inside = codec.encode(pixels)
+    assert inside[0] == -1 and inside[255] == 1 and torch.equal(codec.decode(inside), pixels)
+    assert torch.equal(codec.decode(inside + 0.49 / 127.5), pixels)  # rounds, does not cut
+    assert codec.decode(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
 
 
 def test_digits():
@@ -228,11 +229,13 @@ def _drawn(
     data: ImageData, positions: torch.Tensor, seed: int = 3
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Which images, and whether mirrored."""
-    batch = draw_batch(data, EpochOrder(len(data), seed), positions, CPU)
-    left = to_uint8(batch.x0)[:, 0, 0, 0].long()
+    batch = ImageSource(data, seed).draw(positions, CPU)
+    left = Pixels().decode(batch.x0)[:, 0, 0, 0].long()
     mirrored = left >= 100
     index = torch.where(mirrored, left - 100, left)
-    assert torch.equal(batch.label, index % 5) and torch.equal(batch.rng.indices, positions)
+    assert torch.equal(batch.condition.label, index % 5) and torch.equal(
+        batch.rng.indices, positions
+    )
     return index, mirrored
 
 
@@ -256,8 +259,8 @@ def test_batches_do_not_matter(size):
     assert torch.equal(mirrored, torch.cat([m for _, m in parts]))
     assert 0.3 < float(mirrored.float().mean()) < 0.7
 
-    noise = draw_batch(data, EpochOrder(50, 3), positions, CPU).rng.normal((2,), "x")
-    again = draw_batch(data, EpochOrder(50, 3), positions[-7:], CPU).rng.normal((2,), "x")
+    noise = ImageSource(data, 3).draw(positions, CPU).rng.normal((2,), "x")
+    again = ImageSource(data, 3).draw(positions[-7:], CPU).rng.normal((2,), "x")
     assert torch.equal(noise[-7:], again)
 
 
@@ -277,4 +280,4 @@ def test_no_classes_no_labels():
         torch.zeros(3, dtype=torch.long),
         0,
     )
-    assert draw_batch(data, EpochOrder(3, 0), torch.arange(3), CPU).label is None
+    assert ImageSource(data, 0).draw(torch.arange(3), CPU).condition.label is None

@@ -7,15 +7,17 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from core.diffusion.paths import PATHS, make_path
 from core.diffusion.parameterisations import (
     PREDICTIONS,
+    Consistency,
+    ConsistencyFunction,
     SingularTime,
     convert,
     from_denoised,
     to_denoised,
 )
-from core.model import Boundary, Model
+from core.diffusion.paths import PATHS, make_path
+from tests.helpers.models import model_of
 
 TIMES = torch.tensor([0.02, 0.3, 0.5, 0.9, 0.98], dtype=torch.float64)
 
@@ -140,7 +142,7 @@ def test_unknown_prediction_raises():
 def test_consistency_boundary_is_the_published_one(name, t_min, sigma_data):
     """Song et al. 2023, app. C, in the variables of Karras et al.: y = x / alpha and s = sigma /
     alpha."""
-    path, boundary = make_path(name), Boundary(t_min, sigma_data)
+    path, boundary = make_path(name), Consistency(t_min, sigma_data)
     t = torch.cat([torch.tensor([max(t_min, 1e-4)]).double(), TIMES[1:]])
     F, x = _randn(5, 2, 5, 5, seed=3), _randn(5, 2, 5, 5, seed=4)
     ours = boundary.x0(F, x, t, path)
@@ -160,7 +162,7 @@ def test_consistency_function_is_the_identity_at_its_boundary(name, t_min):
     """f = x in the variables of the paper, whatever the network says: exactly x where t_min = 0."""
     path, t = make_path(name), torch.tensor(t_min, dtype=torch.float64)
     F, x = _randn(5, 2, 5, 5, seed=3), _randn(5, 2, 5, 5, seed=4)
-    got = Boundary(t_min, 0.5).x0(1e6 * F, x, t, path)
+    got = Consistency(t_min, 0.5).x0(1e6 * F, x, t, path)
     torch.testing.assert_close(got, x / path.alpha(t), rtol=1e-12, atol=1e-12)
     if t_min == 0:
         assert torch.equal(got, x)
@@ -171,7 +173,7 @@ def test_v_prediction_is_a_consistency_boundary(name):
     path, t = make_path(name), torch.cat([torch.zeros(1).double(), TIMES, torch.ones(1).double()])
     F, x = _randn(7, 2, 5, 5, seed=3), _randn(7, 2, 5, 5, seed=4)
     torch.testing.assert_close(
-        Boundary(0.0, 1.0).x0(F, x, t, path),
+        Consistency(0.0, 1.0).x0(F, x, t, path),
         to_denoised("v", F, x, t, path).x0,
         rtol=1e-12,
         atol=1e-12,
@@ -195,23 +197,22 @@ class _Constant(torch.nn.Module):
 def test_model_reads_its_network(name, kind):
     """x0, eps and u of a Model belong together: along the straight line they span, dx/dt is u."""
     path = make_path(name)
-    model = Model(_Constant(_randn(1, 2, 5, 5, seed=3)), path, kind)
+    model = model_of(_Constant(_randn(1, 2, 5, 5, seed=3)), path, kind)
     x, t, h = _randn(5, 2, 5, 5, seed=4), torch.tensor(0.4, dtype=torch.float64), 1e-5
     x0, eps = model.x0(x, t), model.eps(x, t)
     torch.testing.assert_close(path.mix(x0, eps, t), x)
     slope = (path.mix(x0, eps, t + h) - path.mix(x0, eps, t - h)) / (2 * h)
     torch.testing.assert_close(model.u(x, t), slope, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(model.jump(x, t, t), x)
-    torch.testing.assert_close(model.jump(x, t, torch.tensor(0.0)), x0)
+    torch.testing.assert_close(model.map(x, t, t), x)
+    torch.testing.assert_close(model.map(x, t, torch.tensor(0.0)), x0)
 
 
 def test_model_with_a_boundary():
     path, t = make_path("vp-cosine"), torch.tensor(0.6, dtype=torch.float64)
-    model = Model(_Constant(_randn(1, 2, 5, 5, seed=3)), path, "v", Boundary(0.002, 0.5))
+    function = ConsistencyFunction(t_min=0.002, sigma_data=0.5)
+    model = model_of(_Constant(_randn(1, 2, 5, 5, seed=3)), path, function)
     x = _randn(5, 2, 5, 5, seed=4)
     x0, eps = model.denoised(x, t)
     torch.testing.assert_close(path.mix(x0, eps, t), x)
     torch.testing.assert_close(model.x0(x, t), x0)
     assert not torch.allclose(x0, to_denoised("v", model.output(x, t), x, t, path).x0)
-    with pytest.raises(ValueError, match="predicts v"):
-        Model(_Constant(torch.zeros(1)), path, "eps", Boundary())

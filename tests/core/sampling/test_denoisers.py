@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from core.condition import Condition
 from core.diffusion.grids import make_grid
-from core.diffusion.paths import PATHS, make_path
 from core.diffusion.parameterisations import PREDICTIONS, convert
+from core.diffusion.paths import PATHS, make_path
 from core.errors import UserError
-from core.model import Model
 from core.networks.unet import UNet
 from core.noise import Noise
 from core.sampling.denoisers import (
@@ -22,6 +22,7 @@ from core.sampling.denoisers import (
 )
 from core.sampling.solvers import SAMPLERS
 from tests.helpers.exact import GaussianDenoiser
+from tests.helpers.models import model_of
 
 T = torch.tensor(0.6, dtype=torch.float64)
 
@@ -59,12 +60,12 @@ def test_guidance_of_gaussians(name, kind):
     density."""
     path, scale = make_path(name), 2.5
     means, stds = torch.tensor([-1.0, 0.5, 0.1]).double(), torch.tensor([0.2, 0.6, 0.9]).double()
-    model = Model(ClassGaussians(path, means, stds, kind), path, kind)
+    model = model_of(ClassGaussians(path, means, stds, kind), path, kind, num_classes=2)
     x, label = (
         torch.linspace(-2, 2, 6, dtype=torch.float64)[:, None],
         torch.tensor([0, 1, 0, 1, 0, 1]),
     )
-    got = Guided(model, label, 2, scale)(x, T)
+    got = Guided(model, Condition(label), scale)(x, T)
 
     alpha, sigma = float(path.alpha(T)), float(path.sigma(T))
 
@@ -87,10 +88,10 @@ def test_guided_sampling_of_equal_widths(scale):
     null mean)."""
     path, std = make_path("trigonometric"), 0.4
     means, stds = torch.tensor([-0.5, 1.0, 0.1]).double(), torch.full((3,), std).double()
-    model = Model(ClassGaussians(path, means, stds, "v"), path, "v")
+    model = model_of(ClassGaussians(path, means, stds, "v"), path, num_classes=2)
     label, x = torch.tensor([0, 1, 1]), torch.tensor([[-1.0], [0.0], [1.2]]).double()
     got = SAMPLERS["dpm++3m"].run(
-        denoiser_for(model, label, 2, scale), x, make_grid("time", path, 200)
+        denoiser_for(model, Condition(label), scale), x, make_grid("time", path, 200)
     )
     shifted = GaussianDenoiser(
         path, (0.1 + scale * (means[label] - 0.1))[:, None], stds[label][:, None]
@@ -101,38 +102,38 @@ def test_guided_sampling_of_equal_widths(scale):
 
 
 def test_guidance_scales_one_and_zero(network):
-    model = Model(network, make_path("vp-cosine"), "v")
+    model = model_of(network, "vp-cosine", num_classes=3)
     x, label = torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 2, 3, 0])
     null = torch.full_like(label, 3)
     with torch.no_grad():
-        plain, free = Conditioned(model, label)(x, T), Conditioned(model, null)(x, T)
+        plain, free = (Conditioned(model, Condition(k))(x, T) for k in (label, null))
         for part in (0, 1):
             torch.testing.assert_close(
-                Guided(model, label, 3, 1.0)(x, T)[part], plain[part], rtol=1e-5, atol=1e-5
+                Guided(model, Condition(label), 1.0)(x, T)[part], plain[part], rtol=1e-5, atol=1e-5
             )
             torch.testing.assert_close(
-                Guided(model, label, 3, 0.0)(x, T)[part], free[part], rtol=1e-5, atol=1e-5
+                Guided(model, Condition(label), 0.0)(x, T)[part], free[part], rtol=1e-5, atol=1e-5
             )
             torch.testing.assert_close(
                 Conditioned(model)(x, T)[part], free[part], rtol=1e-5, atol=1e-5
             )
-        doubled = Guided(model, label, 3, 2.0)(x, T)
+        doubled = Guided(model, Condition(label), 2.0)(x, T)
         torch.testing.assert_close(
             doubled.x0 - free.x0, 2 * (plain.x0 - free.x0), rtol=1e-4, atol=1e-4
         )
         assert float((plain.x0 - free.x0)[:3].abs().max()) > 1e-3  # labels matter to this network
-        assert isinstance(denoiser_for(model, label, 3, 1.0), Conditioned)
+        assert isinstance(denoiser_for(model, Condition(label), 1.0), Conditioned)
 
 
 def test_bad_labels_and_guidance(network):
-    model = Model(network, make_path("vp-cosine"), "v")
+    model = model_of(network, "vp-cosine", num_classes=3)
     for label in (-1, 4):
         with pytest.raises(UserError, match=f"label {label} .*0 to 2"):
-            denoiser_for(model, torch.tensor([0, label]), 3)
-    denoiser_for(model, torch.tensor([0, 3]), 3)
+            denoiser_for(model, Condition(torch.tensor([0, label])))
+    denoiser_for(model, Condition(torch.tensor([0, 3])))
     for label, classes in ((None, 3), (torch.tensor([0]), 0)):
         with pytest.raises(UserError):
-            denoiser_for(model, label, classes, guidance_scale=2.0)
+            denoiser_for(model_of(network, "vp-cosine", num_classes=classes), Condition(label), 2.0)
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -140,7 +141,7 @@ def test_bad_labels_and_guidance(network):
 def test_thresholds_keep_the_mixture(name, threshold):
     """x = alpha x0 + sigma eps holds for the clipped guess too, and the guess is an image."""
     path = make_path(name)
-    denoiser = denoiser_for(Model(torch.nn.Identity(), path, "v"), None, 0, threshold=threshold)
+    denoiser = denoiser_for(model_of(torch.nn.Identity(), path), threshold=threshold)
     denoiser.inner = GaussianDenoiser(path, torch.tensor(1.5).double(), torch.tensor(1.0).double())
     x = 2 * torch.randn(4, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for t in (1.0, 0.6, 0.01):
@@ -172,11 +173,11 @@ def test_a_thresholded_run_ends_in_the_range():
     assert SAMPLERS["ddim"].run(Thresholded(wide, static_threshold), x, grid).abs().max() <= 1
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "dpm++2m", "sde"])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm++2m", "euler-maruyama"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_samples_do_not_depend_on_the_batch(network, sampler, guidance):
     """Sample i is the same in batches of 7 and of 64, to rounding: its noise is its own."""
-    model = Model(network, make_path("vp-cosine"), "v")
+    model = model_of(network, "vp-cosine", num_classes=3)
 
     def samples(size: int) -> torch.Tensor:
         parts = []
@@ -185,7 +186,7 @@ def test_samples_do_not_depend_on_the_batch(network, sampler, guidance):
             label, x = rng.integers(3, "label"), rng.normal((1, 8, 8), "start")
             grid = make_grid("time", model.path, 3)
             parts.append(
-                SAMPLERS[sampler].run(denoiser_for(model, label, 3, guidance), x, grid, rng)
+                SAMPLERS[sampler].run(denoiser_for(model, Condition(label), guidance), x, grid, rng)
             )
         return torch.cat(parts)
 

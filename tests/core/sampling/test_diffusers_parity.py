@@ -9,14 +9,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.diffusion.paths import make_path
-from core.model import Model
 from core.networks.unet import UNet
 from core.noise import Noise
 from core.sampling.denoisers import Conditioned
 from core.sampling.solvers.ddim import ddim
 from core.sampling.solvers.dpm_solver import dpm_solver
 from core.sampling.solvers.unipc import unipc
+from tests.helpers.models import model_of
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -85,9 +84,7 @@ def test_ddim(network, path, prediction, eta):
     )
     scheduler.set_timesteps(10)
     steps = scheduler.timesteps.tolist()
-    ours = ddim(
-        Conditioned(Model(network, make_path(path), prediction)), x, grid_of(steps), rng, eta=eta
-    )
+    ours = ddim(Conditioned(model_of(network, path, prediction)), x, grid_of(steps), rng, eta=eta)
     for i, k in enumerate(steps):
         z = rng.normal(SHAPE[1:], "sampler", i + 1, dtype=torch.float64) if eta > 0 else None
         x = scheduler.step(
@@ -102,7 +99,7 @@ def test_ddim(network, path, prediction, eta):
 def test_ancestral_ddpm(network, path, prediction, variance, monkeypatch):
     x, rng = start()
     ours = ddim(
-        Conditioned(Model(network, make_path(path), prediction)),
+        Conditioned(model_of(network, path, prediction)),
         x,
         grid_of(STEPS),
         rng,
@@ -133,7 +130,7 @@ def test_ancestral_ddpm(network, path, prediction, variance, monkeypatch):
 def test_dpm_solver_2m(network, path, prediction, stochastic):
     x, rng = start()
     ours = dpm_solver(
-        Conditioned(Model(network, make_path(path), prediction)),
+        Conditioned(model_of(network, path, prediction)),
         x,
         grid_of(STEPS),
         rng,
@@ -163,9 +160,7 @@ def test_unipc(network, path, prediction, order):
     x, _ = start()
     # diffusers also lowers the order of the step before the last; ours does not, so its orders are
     # given as they fall there
-    ours = unipc(
-        Conditioned(Model(network, make_path(path), prediction)), x, grid_of(STEPS), order=order
-    )
+    ours = unipc(Conditioned(model_of(network, path, prediction)), x, grid_of(STEPS), order=order)
     scheduler = diffusers.UniPCMultistepScheduler(
         solver_order=order,
         solver_type="bh2",

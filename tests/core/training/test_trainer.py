@@ -20,7 +20,8 @@ from PIL import Image
 
 from core.errors import UserError
 from core.pictures import save_png, tile
-from core.runs import sample_images
+from core.sampling.sample import sample_images
+from core.setting import Setting
 from core.training.checkpoints import latest_checkpoint
 from core.training.trainer import TrainingDiverged
 from lab import load
@@ -141,9 +142,9 @@ def test_a_stage_is_previewed_in_its_own_number_of_steps(tmp_path):
         Image.open(max((tmp_path / "student" / "samples").glob("*.png"))).convert("L")
     )
     for steps, same in ((1, True), (2, False)):
-        images = sample_images(
-            load(tmp_path / "student", steps=1), "ddim", steps, torch.arange(10), seed=0
-        )
+        setting = Setting(sampler="ddim", steps=steps)
+        model = load(tmp_path / "student", steps=1).model
+        images = sample_images(model, setting, torch.arange(10))
         save_png(tile(images, columns=10), tmp_path / "expected.png", scale=8)
         assert (
             np.array_equal(picture, np.asarray(Image.open(tmp_path / "expected.png").convert("L")))
@@ -218,13 +219,18 @@ def test_average_is_the_recurrence_of_the_weights(tmp_path):
     import core.training.trainer
 
     seen: list[dict[str, torch.Tensor]] = []
+
+    def now(trainer) -> dict[str, torch.Tensor]:
+        state = trainer.method.student.network.state_dict()
+        return {name: value.clone() for name, value in state.items()}
+
     original = core.training.trainer.Trainer._step
 
     def record(self):
         if not seen:
-            seen.append({k: v.clone() for k, v in self.network.state_dict().items()})
+            seen.append(now(self))
         result = original(self)
-        seen.append({k: v.clone() for k, v in self.network.state_dict().items()})
+        seen.append(now(self))
         return result
 
     with pytest.MonkeyPatch.context() as patch:

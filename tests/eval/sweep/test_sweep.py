@@ -288,8 +288,8 @@ def test_runs_that_are_not_in_their_folder_are_taken_as_they_stand(run, tmp_path
 
 
 def test_diverged_weights_stop_the_sweep(cache, tmp_path):
-    from core.weights import read_spec, read_weights, save_weights
     from core.training.checkpoints import latest_checkpoint
+    from core.weights import read_spec, read_weights, save_weights
 
     train_tiny(tmp_path / "run", images=64)
     file = latest_checkpoint(tmp_path / "run") / "ema.safetensors"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.condition import Condition
 from core.diffusion.grids import GRID_NAMES, SPACINGS, diffusers_times, make_grid
 from core.diffusion.tables import BetaTable
 from core.noise import Noise
@@ -226,7 +227,7 @@ def test_ddim_pipeline_clips_as_the_checkpoint_says(checkpoint, tmp_path):
         ).images
         x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
         ours, wrong = (
-            ddim(denoiser_for(run.model, None, 0, 1.0, t), x, grid) for t in (threshold, other)
+            ddim(denoiser_for(run.model, threshold=t), x, grid) for t in (threshold, other)
         )
         assert ((ours / 2 + 0.5).clamp(0, 1) - theirs).abs().max() < 1e-4
         assert ((wrong / 2 + 0.5).clamp(0, 1) - theirs).abs().max() > 1e-3
@@ -246,7 +247,7 @@ def test_ddpm_pipeline(checkpoint, tmp_path, variance, sampler):
     rng = Recorded(5)
     x = rng.normal(SHAPE[1:], "prior")
     ours = SAMPLERS[sampler].run(
-        denoiser_for(run.model, None, 0, 1.0, "static"),
+        denoiser_for(run.model, threshold="static"),
         x,
         make_grid("leading", run.model.path, 20, T),
         rng,
@@ -300,19 +301,21 @@ def test_classes_of_a_unet(tmp_path):
     folder = save_checkpoint(tmp_path / "it", num_class_embeds=4)
     run, network = load_pretrained(folder), unet_of(folder)
     x, label = start()[0], torch.tensor([3, 1])
-    assert run.num_classes == 4
+    assert run.spec.num_classes == 4
     t = torch.tensor(0.7, dtype=torch.float64)
     theirs = network(x, 699, class_labels=label).sample
-    torch.testing.assert_close(run.model.output(x, t, label), theirs, rtol=1e-5, atol=1e-6)
-    assert (run.model.output(x, t, label.flip(0)) - theirs).abs().max() > 1e-3
+    torch.testing.assert_close(
+        run.model.output(x, t, Condition(label)), theirs, rtol=1e-5, atol=1e-6
+    )
+    assert (run.model.output(x, t, Condition(label.flip(0))) - theirs).abs().max() > 1e-3
     from core.errors import UserError
 
     with pytest.raises(UserError, match="no null label"):
-        denoiser_for(run.model, label, 4, guidance_scale=2.0)(x, t)
+        denoiser_for(run.model, Condition(label), guidance_scale=2.0)(x, t)
     # and where someone knows that the last row is the null label
     (folder / "fast_sampling.json").write_text(json.dumps({"null_label": True}))
     run = load_pretrained(folder)
-    assert run.num_classes == 3
+    assert run.spec.num_classes == 3
     assert torch.equal(
         run.model.output(x, t), network(x, 699, class_labels=torch.tensor([3, 3])).sample
     )
@@ -339,12 +342,12 @@ def test_a_transformer(tmp_path):
         for c in (label, torch.tensor([10, 10]))
     )
     t = torch.tensor(0.42, dtype=torch.float64)
-    guided = denoiser_for(run.model, label, run.num_classes, guidance_scale=3.0)(x, t).eps
+    guided = denoiser_for(run.model, Condition(label), guidance_scale=3.0)(x, t).eps
     torch.testing.assert_close(guided, F_null + 3 * (F - F_null), rtol=1e-4, atol=1e-5)
     assert torch.equal(run.model.output(x, t), F_null)
     run.model.network.train()  # as a student is: diffusers would drop a label in ten by itself
     many = torch.full((500,), 3)
-    F = run.model.output(x[:1].expand(500, -1, -1, -1), t, many)
+    F = run.model.output(x[:1].expand(500, -1, -1, -1), t, Condition(many))
     torch.testing.assert_close(F, F[:1].expand_as(F), rtol=1e-4, atol=1e-5)
 
 
@@ -405,4 +408,9 @@ def test_run_fields(checkpoint):
         None,
         None,
     )
-    assert (run.channels, run.side, run.num_classes, run.model.discrete_steps) == (1, 8, 0, T)
+    assert (run.spec.channels, run.spec.side, run.spec.num_classes, run.spec.discrete_steps) == (
+        1,
+        8,
+        0,
+        T,
+    )

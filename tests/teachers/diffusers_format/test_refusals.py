@@ -162,7 +162,7 @@ def test_values_that_do_not_fit(folder, file, values, words):
 
 def test_a_network_that_is_no_square(folder):
     rewrite(folder / UNET, sample_size=[8, 8])
-    assert load_pretrained(folder).side == 8
+    assert load_pretrained(folder).spec.side == 8
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_weights_under_another_name_are_named_and_how_to_read_them(folder):
     exec(command, {"UNet2DModel": diffusers.UNet2DModel})  # noqa: S102
     shutil.rmtree(component)
     (folder / "whole").rename(component)
-    assert load_pretrained(folder).side == 8
+    assert load_pretrained(folder).spec.side == 8
 
 
 def test_raw_weights_are_not_published(folder):

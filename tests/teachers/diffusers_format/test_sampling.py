@@ -49,7 +49,7 @@ def recommended(folder: Path, steps: int) -> torch.Tensor:
     options = dict(zip(words[::2], words[1::2], strict=True))
     rng = Noise(3, torch.arange(SHAPE[0]))
     grid = make_grid(options["--grid"], run.model.path, steps, schedule.steps)
-    denoiser = denoiser_for(run.model, None, 0, 1.0, options["--threshold"])
+    denoiser = denoiser_for(run.model, threshold=options["--threshold"])
     return SAMPLERS[options["--sampler"]].run(denoiser, rng.normal(SHAPE[1:], "prior"), grid, rng)
 
 

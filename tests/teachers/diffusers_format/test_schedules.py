@@ -17,11 +17,11 @@ from torch import nn
 from core.diffusion.grids import make_grid
 from core.diffusion.paths import make_path
 from core.errors import UserError
-from core.model import Model
 from core.noise import Noise
 from core.sampling.denoisers import denoiser_for
 from core.sampling.solvers import SAMPLERS
 from teachers.diffusers_format.schedules import DDPM_FAMILY, Schedule, read_schedule
+from tests.helpers.models import model_of
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -76,13 +76,11 @@ def ours(schedule: Schedule, steps: int) -> torch.Tensor:
     """What `info` recommends."""
     words = schedule.sampling.split()
     options = dict(zip(words[::2], words[1::2], strict=True))
-    path = make_path(schedule.path) if isinstance(schedule.path, str) else schedule.path.build()
-    denoiser = denoiser_for(
-        Model(Formula(), path, schedule.prediction), None, 0, 1.0, options["--threshold"]
-    )
+    model = model_of(Formula(), schedule.path, schedule.prediction)
+    denoiser = denoiser_for(model, threshold=options["--threshold"])
     rng, x = noise()
     return SAMPLERS[options["--sampler"]].run(
-        denoiser, x, make_grid(options["--grid"], path, steps, schedule.steps), rng
+        denoiser, x, make_grid(options["--grid"], model.path, steps, schedule.steps), rng
     )
 
 

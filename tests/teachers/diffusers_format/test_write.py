@@ -13,18 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.condition import UNCONDITIONED, Condition
 from core.data import DataConfig
 from core.diffusion.grids import make_grid
+from core.diffusion.parameterisations import ConsistencyFunction
 from core.diffusion.tables import BetaTable
 from core.errors import UserError
 from core.model import ModelSpec
-from core.weights import save_weights
 from core.networks.diffusers import DiffusersConfig
 from core.networks.unet import UNetConfig
 from core.noise import Noise
 from core.runs import Run
 from core.sampling.denoisers import denoiser_for
 from core.sampling.solvers import SAMPLERS
+from core.weights import save_weights
 from teachers.diffusers_format.read import load_pretrained
 from teachers.diffusers_format.write import export
 
@@ -73,6 +75,8 @@ torch.save(results, out)
 def run_of(folder: Path, network, path, prediction, num_classes, boundary) -> Run:
     """A run with random weights, as load_run gives it."""
     torch.manual_seed(1)
+    if boundary is not None:
+        prediction = ConsistencyFunction(t_min=boundary)
     spec = ModelSpec(
         network=network,
         path=path,
@@ -80,7 +84,6 @@ def run_of(folder: Path, network, path, prediction, num_classes, boundary) -> Ru
         channels=1,
         side=8,
         num_classes=num_classes,
-        boundary_t_min=boundary,
     )
     model = spec.build()
     for p in model.network.parameters():
@@ -89,9 +92,7 @@ def run_of(folder: Path, network, path, prediction, num_classes, boundary) -> Ru
     save_weights(folder / "ema.safetensors", model.network.state_dict(), spec)
     model = model.eval().requires_grad_(False)
     given = (None, "half-life 5 images", "c" * 64, folder / "ema.safetensors", 640, 1920.0, 3.5)
-    return Run(
-        folder, folder.name, "ddpm", None, spec, model, DataConfig(name="digits"), *given[1:]
-    )
+    return Run(folder, folder.name, "ddpm", None, model, DataConfig(name="digits"), *given[1:])
 
 
 def start(num_classes: int) -> tuple[torch.Tensor, torch.Tensor | None, float]:
@@ -134,9 +135,9 @@ def theirs(exported, tmp_path_factory) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", CASES)
 def test_samples_elsewhere_are_ours(exported, theirs, name):
     run, _, words = exported[name]
-    noise, label, scale = start(run.num_classes)
+    noise, label, scale = start(run.spec.num_classes)
     grid = make_grid("time", run.model.path, 10)
-    ours = SAMPLERS["ddim"].run(denoiser_for(run.model, label, run.num_classes, scale), noise, grid)
+    ours = SAMPLERS["ddim"].run(denoiser_for(run.model, Condition(label), scale), noise, grid)
     if (
         run.spec.path == "rectified"
     ):  # theirs starts and ends variance-preserving; at both ends that is the same
@@ -152,10 +153,10 @@ def test_loaded_again_it_is_the_run(exported, name):
     and hash of config too."""
     run, folder, words = exported[name]
     again = load_pretrained(folder)
-    noise, label, _ = start(run.num_classes)
+    noise, label, _ = start(run.spec.num_classes)
     for t in (0.3, 0.777, 1.0):
         t = torch.tensor(t, dtype=torch.float64)
-        for c in (label, None):
+        for c in (Condition(label), UNCONDITIONED):
             ours, theirs = (r.model.denoised(noise, t, c).x0 for r in (run, again))
             if words.startswith("UNet2DModel"):
                 torch.testing.assert_close(
@@ -172,9 +173,9 @@ def test_loaded_again_it_is_the_run(exported, name):
         "train_images",
         "train_evals",
         "train_seconds",
-        "num_classes",
     ):
         assert getattr(again, field) == getattr(run, field)
+    assert again.spec.num_classes == run.spec.num_classes
     for words in (
         (folder / "README.md").read_text(),
         json.loads((folder / "fast_sampling.json").read_text())["time"],
@@ -220,7 +221,7 @@ def test_last_class_of_a_student_is_no_null_label(tmp_path):
     assert [label.tolist() for label in seen] == [[0, 1, 2, 3, 0, 1]]
     with pytest.raises(ValueError, match="guidance needs a null label"):
         pipe(batch_size=6, num_inference_steps=1, guidance_scale=2.0)
-    assert load_pretrained(tmp_path / "out").num_classes == 4
+    assert load_pretrained(tmp_path / "out").spec.num_classes == 4
 
 
 def test_half_precision_keeps_times_apart(exported):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.condition import Condition
 from core.diffusion.grids import make_grid
 from core.diffusion.tables import BetaTable
 from core.networks.diffusers import DiffusersConfig
@@ -41,7 +42,7 @@ CASES = {
         50,
     ),
     "flow": ((SMALL, "rectified", "u", 10, None), None, "ddim", 50),
-    "consistency": ((SMALL, "vp-cosine", "v", 10, 0.002), None, "jump", 2),
+    "consistency": ((SMALL, "vp-cosine", "v", 10, 0.002), None, "consistency", 2),
     "2 steps": ((WIDE, "vp-cosine", "v", 0, None), 2, "ddim", 2),
     "2 steps, classes": ((SMALL, "vp-cosine", "v", 10, None), 2, "ddim", 2),
     "2 steps, of a published network": ((PUBLISHED, TABLE, "v", 4, None), 2, "ddim", 2),
@@ -82,14 +83,14 @@ def made_for(run: Run, steps: int) -> Run:
 
 def ours(run: Run, sampler: str, grid: str, steps: int) -> torch.Tensor:
     """Images in 0..1 from the noise that torch.manual_seed(5) gives."""
-    label = torch.arange(16) % run.num_classes if run.num_classes else None
+    label = torch.arange(16) % run.spec.num_classes if run.spec.num_classes else None
     T = run.spec.path.steps if isinstance(run.spec.path, BetaTable) else 1000
     torch.manual_seed(5)
     noise = torch.randn(16, 1, 8, 8)
     times = make_grid(grid, run.model.path, steps, T)
     with torch.no_grad():
         x = SAMPLERS[sampler].run(
-            denoiser_for(run.model, label, run.num_classes), noise, times, TorchNoise()
+            denoiser_for(run.model, Condition(label)), noise, times, TorchNoise()
         )
     return (x / 2 + 0.5).clamp(0, 1)
 
@@ -152,7 +153,7 @@ def test_it_says_what_it_is_for(sampled, name):
             "DDPMScheduler" if "teacher" in name else "DDIMScheduler"
         )
     assert (
-        load_pretrained(folder).num_classes == CASES[name][0][3]
+        load_pretrained(folder).spec.num_classes == CASES[name][0][3]
     )  # whatever the scheduler, it can be read again
 
 
