@@ -103,12 +103,12 @@ def test_checkpoint_of_another_architecture(tmp_path):
     with pytest.raises(
         UserError, match=r"another architecture: tensor '.*' is \(8.*in the checkpoint and \(12"
     ):
-        load_weights(build_model(wider).network, file)
+        load_weights(wider.build().network, file)
     deeper = spec.model_copy(update={"network": spec.network.model_copy(update={"blocks": 2})})
     with pytest.raises(
         UserError, match="another architecture: tensor '.*' is missing in the checkpoint"
     ):
-        load_weights(build_model(deeper).network, file)
+        load_weights(deeper.build().network, file)
 
 
 def test_sampling_mistakes(tmp_path):
