@@ -123,7 +123,7 @@ def write_tensors(
     """Writes safetensors with a checksum of the tensors; `about` is kept in the header."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as partial:
-        save_file(tensors, partial, metadata={**(about or {}), "sha256": _digest(tensors)})
+        save_file(tensors, partial, metadata={**(about or {}), "sha256": tensors_sha256(tensors)})
 
 
 def read_tensors(path: Path, consequence: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -137,7 +137,7 @@ def read_tensors(path: Path, consequence: str) -> tuple[dict[str, Tensor], dict[
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             about = dict(file.metadata() or {})
-        digest = _digest(tensors)
+        digest = tensors_sha256(tensors)
         if about.pop("sha256", digest) == digest:  # features kept by earlier versions have none
             return tensors, about
     except (SafetensorError, OSError):
@@ -146,9 +146,10 @@ def read_tensors(path: Path, consequence: str) -> tuple[dict[str, Tensor], dict[
     return None
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """The hash of names, shapes and values, in hexadecimal digits."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode() + str(tuple(tensors[name].shape)).encode())
-        digest.update(tensors[name].numpy().tobytes())
+        digest.update(tensors[name].cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from datetime import timedelta
 
 import torch
@@ -29,6 +31,7 @@ def start_processes(cpu: bool = False) -> PartialState:
     # single ones.
     cpu = cpu or not torch.accelerator.is_available()
     # The timeout is long because the others wait while the main process computes a metric.
+    _end_with_launcher()
     state = PartialState(cpu=cpu, timeout=timedelta(hours=24))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != state.num_processes:
@@ -37,6 +40,21 @@ def start_processes(cpu: bool = False) -> PartialState:
             "use torchrun --standalone --nproc_per_node N -m scripts.NAME ..."
         )
     return state
+
+
+def _end_with_launcher() -> None:
+    """Ends this process when its launcher is gone, as after kill -9: processes that nobody looks
+    after would go on training into a folder that the same command is started for again."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def share_of(total: int, state: PartialState) -> Tensor:

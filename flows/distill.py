@@ -56,11 +56,13 @@ class FlowDistillation(Method):
 
     @classmethod
     def from_config(cls, config: FlowDistillationConfig, context: Context) -> FlowDistillation:
-        model = context.load(config.init, "ema", context.device).model
+        run = context.load(config.init, "ema", context.device)
+        model = run.model
         pairs = PairSource(config.pairs, context.seed)
         pairs.check_fits(model.spec)
         method = cls(config, model.train().requires_grad_(True), pairs)
         method.teacher_name = pairs.manifest.run_name
+        method.started_from = {run.name: run.weights_sha256}
         return method
 
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:

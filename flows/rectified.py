@@ -63,6 +63,7 @@ class RectifiedFlow(Method):
 
     @classmethod
     def from_config(cls, config: RectifiedFlowConfig, context: Context) -> RectifiedFlow:
+        started_from = {}
         if config.init is None:
             data, spec = images_and_spec(context)
             model = new_model(spec, context)
@@ -71,15 +72,16 @@ class RectifiedFlow(Method):
                 raise UserError(
                     "method.init brings its own network: remove the section 'model' from the config"
                 )
-            model = context.load(config.init, "ema", context.device).model
+            run = context.load(config.init, "ema", context.device)
+            model, started_from = run.model, {run.name: run.weights_sha256}
             model.train().requires_grad_(True)
             data = context.data.load().seen_by(model.spec.num_classes)
-        if config.pairs is None:
-            return cls(config, model, ImageSource(data, context.seed))
-        pairs = PairSource(config.pairs, context.seed)
-        pairs.check_fits(model.spec)
-        method = cls(config, model, pairs)
-        method.teacher_name = pairs.manifest.run_name
+        pairs = PairSource(config.pairs, context.seed) if config.pairs else None
+        method = cls(config, model, pairs or ImageSource(data, context.seed))
+        method.started_from = started_from
+        if pairs:
+            pairs.check_fits(model.spec)
+            method.teacher_name = pairs.manifest.run_name
         return method
 
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:

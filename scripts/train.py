@@ -51,10 +51,10 @@ def main() -> None:
     from accelerate import Accelerator
 
     from core.processes import start_processes
-    from core.training.config import settle_run_folder
+    from core.training.config import check_run_folder
     from core.training.trainer import Trainer
 
-    settle_run_folder(config, Path(config.run), write=False)  # before anything slow
+    check_run_folder(config, Path(config.run))  # before anything slow
     accelerator = Accelerator(cpu=start_processes(arguments.cpu).device.type == "cpu")
     method = cls.from_config(
         config.method,

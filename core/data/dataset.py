@@ -97,6 +97,10 @@ class ImageSource:
     def __init__(self, data: ImageData, seed: int, codec: Codec = CODECS["pixels"]):
         self.data, self.order, self.codec = data, EpochOrder(len(data), seed), codec
 
+    @property
+    def sha256(self) -> str:
+        return self.data.sha256
+
     def draw(self, positions: Tensor, device: torch.device) -> Batch:
         """The samples at these positions of the training stream (int64 [B], counted in images
         seen)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -100,6 +101,12 @@ class PairSource:
             return load_file(file)
         except SafetensorError as error:
             raise UserError(f"pair shard {file} is damaged ({error}): {mend}") from error
+
+    @property
+    def sha256(self) -> str:
+        """Of the shards, from their recorded hashes."""
+        joined = "".join(self.manifest.shards[name] for name in sorted(self.manifest.shards))
+        return hashlib.sha256(joined.encode()).hexdigest()
 
     def check_fits(self, spec: ModelSpec) -> None:
         m = self.manifest

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from pydantic import Field, create_model, model_validator
 
 from core.config import Strict, dump_config, parse
@@ -99,33 +100,40 @@ def parse_run_config(values: dict, method: type[Method], source: str) -> RunConf
     return parse(cls, values, source)
 
 
-def settle_run_folder(config: RunConfig, folder: Path, write: bool) -> None:
-    """Creates the run's folder with its resolved config, or checks that the one that is there has
-    the same. Its own name may differ, since a run may have been moved, and so may what is logged
-    and how often, which changes nothing of the training.
+def check_run_folder(config: RunConfig, folder: Path) -> bool:
+    """Whether the folder holds this run; False if there is no run yet. Its own name may differ,
+    since a run may have been moved, and so may what is logged and how often, which changes nothing
+    of the training.
 
     Raises:
-        UserError: the folder belongs to another config, naming the first key that differs.
+        UserError: the folder belongs to another config, naming the first key that differs, or to no
+            run at all.
     """
-    import yaml
-
-    file, text = folder / "config.yaml", dump_config(config)
+    file = folder / "config.yaml"
     if file.is_file():
-        old, new = _flat(yaml.safe_load(read_text(file))), _flat(yaml.safe_load(text))
-        for key in sorted(
-            key for key in old.keys() | new.keys() if key != "run" and not key.startswith("log.")
-        ):
+        old, new = (_flat(yaml.safe_load(text)) for text in (read_text(file), dump_config(config)))
+        keys = old.keys() | new.keys()
+        for key in sorted(key for key in keys if key != "run" and not key.startswith("log.")):
             if old.get(key) != new.get(key):
                 raise UserError(
-                    f"{folder} was trained with another config: {key} is {old.get(key)!r} there and {new.get(key)!r} here; "
-                    "give run=ANOTHER_FOLDER, or the same values to go on"
+                    f"{folder} was trained with another config: {key} is {old.get(key)!r} there and "
+                    f"{new.get(key)!r} here; give run=ANOTHER_FOLDER, or the same values to go on"
                 )
-    elif folder.exists() and any(folder.iterdir()):
+        return True
+    # Hidden files are leftovers of an interrupted start, or an operating system's own.
+    if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise UserError(
-            f"{folder} exists, is not empty and has no config.yaml, so it is not a run: choose another run=FOLDER"
+            f"{folder} exists, is not empty and has no config.yaml, so it is not a run: choose "
+            "another run=FOLDER"
         )
-    elif write:
-        write_text(file, text)
+    return False
+
+
+def settle_run_folder(config: RunConfig, folder: Path) -> None:
+    """Creates the run's folder with its resolved config, or checks that the one that is there has
+    the same; raises UserError as check_run_folder does."""
+    if not check_run_folder(config, folder):
+        write_text(folder / "config.yaml", dump_config(config))
 
 
 def _flat(values: dict, prefix: str = "") -> dict:

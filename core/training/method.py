@@ -16,6 +16,7 @@ from core.config import Strict
 from core.data import Batch, DataConfig, ImageData, ImageSource
 from core.data.pairs import PairSource
 from core.diffusion.parameterisations import Prediction
+from core.files import tensors_sha256
 from core.model import Model, ModelConfig, ModelSpec
 from core.runs import Load
 from core.training.roles import Role
@@ -87,14 +88,16 @@ class Method(ABC):
     changing: names of helpers that change in the course of training; checkpoints keep them.
     source: what batches are drawn from.
     teacher_name: the name of the run that supervised this one.
+    started_from: hashes of the weights that the student started from, by the run's name.
     """
 
     Config: ClassVar[type[MethodConfig]]
     roles: dict[str, Role]
     helpers: dict[str, nn.Module] = {}
     changing: tuple[str, ...] = ()
-    source: ImageSource | PairSource
+    source: ImageSource | PairSource | None = None
     teacher_name: str | None = None
+    started_from: dict[str, str] = {}
 
     @classmethod
     @abstractmethod
@@ -126,6 +129,15 @@ class Method(ABC):
         if isinstance(self.source, PairSource):
             return Spent(self.source.manifest.evals, self.source.manifest.seconds)
         return Spent()
+
+
+def input_hashes(method: Method) -> dict[str, str]:
+    """Hashes of all that training starts from, by what it is: a run must not go on with other
+    images, pairs or teachers than it was begun with."""
+    hashes = {"set of training data": method.source.sha256} if method.source else {}
+    for name, network in method.helpers.items():
+        hashes[name] = tensors_sha256(network.state_dict())
+    return hashes | {f"run to start from, {name}": sha for name, sha in method.started_from.items()}
 
 
 def regress(

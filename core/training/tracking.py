@@ -108,7 +108,8 @@ class Tracker:
         (null where none fell)."""
         if not self.enabled or not self.losses:
             return
-        loss, t = torch.cat(self.losses).cpu(), torch.cat(self.times).cpu()
+        loss = torch.cat([part.cpu() for part in self.losses])
+        t = torch.cat([part.cpu() for part in self.times])
         level = (t * NOISE_LEVELS).long().clamp(max=NOISE_LEVELS - 1)
         by_level = [
             float(loss[level == k].mean()) if bool((level == k).any()) else None
@@ -135,6 +136,22 @@ class Tracker:
                 step=images,
             )
         self._reset(images)
+
+    def state(self) -> dict:
+        """What the next line of metrics.jsonl will be made of so far."""
+        if not self.losses:
+            return {}
+        return {
+            "loss": torch.cat([part.cpu() for part in self.losses]),
+            "t": torch.cat([part.cpu() for part in self.times]),
+            "grad_norm": self.norm,
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Takes up what `state` gave, so that a resumed run writes the line of one left alone."""
+        if state:
+            self.losses, self.times = [state["loss"]], [state["t"]]
+            self.norm = state["grad_norm"]
 
     def close(self) -> None:
         self.bar.close()

@@ -15,6 +15,7 @@ from core.config import config_sha256
 from core.counting import count_evals
 from core.data import Batch
 from core.errors import UserError
+from core.locks import only_one
 from core.processes import sum_over
 from core.training.checkpoints import (
     keep_for_steps,
@@ -24,7 +25,8 @@ from core.training.checkpoints import (
     save_checkpoint,
 )
 from core.training.config import RunConfig, settle_run_folder
-from core.training.method import Loss, Method, Progress
+from core.training.interruption import Interruption, noted_signals
+from core.training.method import Loss, Method, Progress, input_hashes
 from core.training.preview import preview_setting, save_preview
 from core.training.tracking import Tracker
 
@@ -63,6 +65,10 @@ class Trainer:
         self.stage, self.images, self.stage_images = 0, 0, 0
         self.evals = self.stage_start_evals = 0.0
         self.seconds = self.spent.seconds
+        self.interruption, self.stopping = Interruption(), False
+        self.tracker: Tracker | None = None
+        self.pending: dict = {}  # what a checkpoint holds of the next line of metrics.jsonl
+        self.inputs = input_hashes(method)
 
     def _training_budget(self) -> float:
         """What training may use: images, or the evaluations that the method's inputs, such as
@@ -103,6 +109,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             state = {name: getattr(self, name) for name in self.COUNTERS}
             state["roles"] = {name: role.state() for name, role in self.method.roles.items()}
+            state["inputs"] = self.inputs
+            state["tracker"] = self.tracker.state() if self.tracker else {}
             price = {
                 "images": self.images + self.spent.images,
                 "evals": self.evals + self.spent.evals,
@@ -119,7 +127,14 @@ class Trainer:
         checkpoint = latest_checkpoint(self.folder)
         if checkpoint is None:
             return False
-        stage = read_state(checkpoint)["stage"]
+        begun = read_state(checkpoint)
+        for what, digest in begun["inputs"].items():
+            if self.inputs.get(what) != digest:
+                raise UserError(
+                    f"{self.folder} was begun with another {what}: bring that back to go on, or give "
+                    "run=ANOTHER_FOLDER to train with this one"
+                )
+        stage = begun["stage"]
         if stage < len(self.stages):
             self.method.begin_stage(stage)  # for what is not weights; those are loaded next
         state = load_checkpoint(checkpoint, self.method.roles, self._changing())
@@ -127,6 +142,7 @@ class Trainer:
             role.load_state(state["roles"][name])
         for name in self.COUNTERS:
             setattr(self, name, state[name])
+        self.pending = state["tracker"]
         return True
 
     # ---------------------------------------------------------------- the loop
@@ -139,49 +155,62 @@ class Trainer:
             TrainingDiverged: NaN or infinity.
         """
         main = self.accelerator.is_main_process
-        settle_run_folder(self.config, self.folder, write=main)
-        self.accelerator.wait_for_everyone()
+        busy = f"another training is at work in {self.folder}: wait for it, or give another run="
+        with only_one(self.folder, busy) if main else nullcontext():
+            if main:
+                settle_run_folder(self.config, self.folder)
+            self.accelerator.wait_for_everyone()
+            self._train_or_resume()
+
+    def _train_or_resume(self) -> None:
         if not self.resume():
             if self.stages:
                 self._begin_stage()
             else:
                 self.save()
-                self._preview()
         if self.stage == len(self.stages):
+            if not self._preview_file().exists():  # a kill came between the last two steps
+                self._preview()
             return
-        roles = self.method.roles.values()
+        main, roles = self.accelerator.is_main_process, self.method.roles.values()
         for role in roles:
             role.wrap(self.accelerator)
         names = [stage.name for stage in self.stages]
-        tracker = Tracker(self.config, self.images, self._used(), self.budget, names, enabled=main)
+        self.tracker = Tracker(
+            self.config, self.images, self._used(), self.budget, names, enabled=main
+        )
+        self.tracker.load_state(self.pending)
         try:
-            while self.stage < len(self.stages):
-                self._run_stage(tracker)
-                self._keep_stage_result()
-                self.stage, self.stage_images = self.stage + 1, 0
-                self.stage_start_evals = self.evals
-                if self.stage < len(self.stages):
-                    self._begin_stage()
-                self.save()
-            self._preview()
+            with noted_signals() as self.interruption:
+                while self.stage < len(self.stages):
+                    self._run_stage()
+                    self._keep_stage_result()
+                    self.stage, self.stage_images = self.stage + 1, 0
+                    self.stage_start_evals = self.evals
+                    if self.stage < len(self.stages):
+                        self._begin_stage()
+                    self.save()
+                self._preview()
         finally:
             for role in roles:
                 role.unwrap()
-            tracker.close()
+            self.tracker.close()
 
     def _begin_stage(self) -> None:
         self.method.begin_stage(self.stage)
         for role in self.method.roles.values():
             role.begin_stage()
 
+    def _preview_file(self) -> Path:
+        return self.folder / "samples" / f"{self.images:012d}.png"
+
     def _preview(self) -> None:
         if self.accelerator.is_main_process:
-            file = self.folder / "samples" / f"{self.images:012d}.png"
             stage = min(self.stage, len(self.stages) - 1)
             steps = self.stages[stage].steps if self.stages else None
             role = self.method.roles["student"]
             averaged = role.model.with_network(role.average().eval())
-            save_preview(self.config.log, averaged, file, steps)
+            save_preview(self.config.log, averaged, self._preview_file(), steps)
 
     def _keep_stage_result(self) -> None:
         """Keeps the weights of a stage that is meant to be sampled in its own number of steps."""
@@ -192,8 +221,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             keep_for_steps(self.folder, latest_checkpoint(self.folder), steps)
 
-    def _run_stage(self, tracker: Tracker) -> None:
-        log = self.config.log
+    def _run_stage(self) -> None:
+        log, tracker = self.config.log, self.tracker
         last = time.perf_counter()
 
         def write() -> None:
@@ -210,9 +239,11 @@ class Trainer:
             if self._passed(log.samples_every):
                 self._preview()
                 last = time.perf_counter()  # looking is not training
-            if self._passed(log.checkpoint_every) and self._fraction() < 1:
+            if self._fraction() < 1 and (self._passed(log.checkpoint_every) or self.stopping):
                 self.save()
                 last = time.perf_counter()
+            if self.stopping and self._fraction() < 1:
+                raise KeyboardInterrupt(f"stopped at a checkpoint of {self.images:,} images")
         write()
 
     def _passed(self, interval: int) -> bool:
@@ -231,7 +262,10 @@ class Trainer:
         with count_evals(*networks, *method.helpers.values()) as counter:
             for name in method.turn(self.images // size):
                 seen = self._train(name, progress)
-        self.evals += sum_over([counter.evals], self.accelerator.state)[0]
+        # What one process counts or is asked for, all must know alike.
+        here = [counter.evals, float(self.interruption.wanted)]
+        evals, wanted = sum_over(here, self.accelerator.state)
+        self.evals, self.stopping = self.evals + evals, wanted > 0
         self.images += size
         self.stage_images += size
         return seen
