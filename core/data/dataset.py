@@ -20,8 +20,8 @@ class ImageData:
     """One split of a data set.
 
     images: uint8 [N, C, H, W]; labels: int64 [N], all 0 where there are no classes; num_classes: 0
-    = none; flip: whether a mirrored image is as good an image.
-    """
+    = none; flip: whether a mirrored image is as good an image; class_names: by label, () where they
+    are not known."""
 
     name: str
     split: str
@@ -29,6 +29,7 @@ class ImageData:
     labels: Tensor
     num_classes: int
     flip: bool = False
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -44,7 +45,7 @@ class ImageData:
     def seen_by(self, num_classes: int) -> ImageData:
         """The data as a network of that many classes sees it: without labels where it takes
         none."""
-        return self if num_classes else replace(self, num_classes=0)
+        return self if num_classes else replace(self, num_classes=0, class_names=())
 
     @cached_property
     def sha256(self) -> str:

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from PIL import ImageColor
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from core.config import Strict
 from core.data.dataset import ImageData
+from core.data.folder import folder
 from core.errors import UserError, nearest
 
 
@@ -111,77 +122,7 @@ def cifar10(split: str, root: str | None, side: int | None) -> ImageData:
     return ImageData("cifar10", split, images, torch.tensor(data.targets), 10, flip=True)
 
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-
-
-def _eight_bits(image):
-    """16-bit grey scaled to 8 bits, where Pillow's own conversion would clip it to white."""
-    from PIL import Image
-
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray(
-        (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
-    )
-
-
-def folder(split: str, root: str | None, side: int | None) -> ImageData:
-    """Any folder of images; subfolders, if there are any, are the classes in alphabetical order.
-
-    Each image is resized with Pillow (Lanczos) so that its shorter side is data.side, and cropped
-    to the centre. Every tenth image, by name, is the test split. Kept as RGB unless every file is
-    grey.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    if root is None or side is None:
-        raise UserError("data set 'folder' needs data.root=FOLDER and data.side=PIXELS")
-    base = Path(root)
-    files = (
-        sorted(p for p in base.rglob("*") if p.suffix.lower() in SUFFIXES) if base.is_dir() else []
-    )
-    if not files:
-        raise UserError(
-            f"data.root={root} holds no images ({', '.join(sorted(SUFFIXES))}): check the path"
-        )
-    classes = sorted(
-        {p.relative_to(base).parts[0] for p in files if len(p.relative_to(base).parts) > 1}
-    )
-    if classes and any(p.parent == base for p in files):
-        raise UserError(
-            f"data.root={root} has images both beside and inside subfolders: classes are subfolders, so move them"
-        )
-    images, grey = [], True
-    for path in files:
-        try:
-            with Image.open(path) as image:
-                grey &= image.mode in ("L", "1", "LA") or image.mode.startswith("I")
-                image = _eight_bits(image).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{path} is not a readable image: remove or replace it") from error
-        scale = side / min(image.size)
-        size = [max(side, round(scale * s)) for s in image.size]
-        image = image.resize(size, Image.Resampling.LANCZOS)
-        left, top = (size[0] - side) // 2, (size[1] - side) // 2
-        images.append(np.asarray(image.crop((left, top, left + side, top + side))))
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor(
-        [classes.index(p.relative_to(base).parts[0]) if classes else 0 for p in files]
-    )
-    test = torch.arange(len(files)) % 10 == 9
-    keep = test if split == "test" else ~test
-    name = base.resolve().name
-    return ImageData(
-        name,
-        split,
-        (pixels[:, :1] if grey else pixels)[keep],
-        labels[keep],
-        len(classes),
-        flip=False,
-    )
-
-
-SOURCES: dict[str, Callable[[str, str | None, int | None], ImageData]] = {
+SOURCES: dict[str, Callable[..., ImageData]] = {
     "digits": digits,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
@@ -190,9 +131,13 @@ SOURCES: dict[str, Callable[[str, str | None, int | None], ImageData]] = {
 
 
 def load_data(
-    name: str, split: str = "train", root: str | None = None, side: int | None = None
+    name: str,
+    split: str = "train",
+    root: str | None = None,
+    side: int | None = None,
+    **keys: str | bool,
 ) -> ImageData:
-    """The split ("train" or "test") of a data set.
+    """The split ("train" or "test") of a data set. keys: the others of DataConfig, for `folder`.
 
     Raises:
         UserError: unknown name, or files that are missing or broken, with how to get them.
@@ -201,19 +146,56 @@ def load_data(
         raise UserError(f"unknown data set '{name}'{nearest(name, SOURCES)}")
     if split not in ("train", "test"):
         raise UserError(f"unknown split '{split}': train or test")
-    return SOURCES[name](split, os.path.expanduser(root) if root else None, side)
+    return SOURCES[name](split, os.path.expanduser(root) if root else None, side, **keys)
 
 
 class DataConfig(Strict):
-    """name: digits, fashion_mnist, cifar10 or folder; root: where its files are; side: for
-    `folder`."""
+    """name: digits, fashion_mnist, cifar10 or folder; root: where its files are.
+
+    The others are for `folder`. side: pixels of an image. fit: what is done with pictures that are
+    not square: "crop" (the centre is kept), "pad" (with the background) or "stretch". background: a
+    colour's name or "#rrggbb". alpha: transparency is put on the background ("composite"), or kept
+    as a fourth channel ("keep"). skip_unreadable: broken files are counted and left out; otherwise
+    the first one is an error."""
 
     name: str
     root: str | None = None
-    side: int | None = None
+    side: int | None = Field(None, ge=2, le=4096)
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    background: str = "white"
+    alpha: Literal["composite", "keep"] = "composite"
+    skip_unreadable: bool = False
+
+    @field_validator("background", mode="before")
+    @classmethod
+    def _colour(cls, colour: object) -> object:
+        named = isinstance(colour, str) and colour.lower() in ImageColor.colormap
+        if not named and not re.fullmatch("#[0-9a-fA-F]{6}", str(colour)):
+            raise ValueError("a colour is a name such as white, or '#rrggbb' in quotes")
+        return colour
+
+    @model_validator(mode="after")
+    def _of_folder(self) -> DataConfig:
+        if self.name != "folder" and (given := self.of_folder()):
+            raise ValueError(f"{min(given)} is a key for the data set folder, not {self.name}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, whole: SerializerFunctionWrapHandler) -> dict:
+        """Keys that came later are left out where they change nothing, so that configs from before
+        them keep their hash."""
+        return {k: v for k, v in whole(self).items() if k in ("name", "root", "side")} | (
+            self.of_folder()
+        )
+
+    def of_folder(self) -> dict:
+        """The keys that only `folder` has, where they are not at their defaults."""
+        keys = ("fit", "background", "alpha", "skip_unreadable")
+        default = type(self).model_fields
+        return {k: v for k in keys if (v := getattr(self, k)) != default[k].default}
 
     def load(self, split: str = "train") -> ImageData:
-        return load_data(self.name, split, self.root, self.side)
+        return load_data(self.name, split, self.root, self.side, **self.of_folder())
 
     def elsewhere(self) -> DataConfig:
         """The same data for another machine: without the folder it lies in here, unless that folder

@@ -96,10 +96,13 @@ def data_of(config: SweepConfig, run: Run) -> DataConfig:
             raise UserError(
                 f"{run.folder} was trained on data {trained.name}, but the sweep's data is {given.name}: remove data"
             )
-        if trained.side != given.side:
-            raise UserError(
-                f"{run.folder} was trained on side {trained.side}, but the sweep's data has side {given.side}: change it"
-            )
+        for key in ("side", "fit", "background", "alpha"):
+            theirs, ours = getattr(trained, key), getattr(given, key)
+            if theirs != ours:
+                raise UserError(
+                    f"{run.folder} was trained on {key} {theirs}, but the sweep's data has "
+                    f"{key} {ours}: change it"
+                )
     return config.data if config.data and (run.data is None or config.data.root) else run.data
 
 
