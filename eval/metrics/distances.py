@@ -21,6 +21,7 @@ from eval.features.fidelity import torch_fidelity
 KID_SUBSET, KID_SUBSETS = 1000, 50  # images a subset (fewer if there are fewer), subsets
 KID_SEED = 2020  # torch-fidelity's default
 NEIGHBOURS = 3  # of precision and recall
+SMALLEST = NEIGHBOURS + 1  # images a set, for all the metrics
 
 
 class Statistics(NamedTuple):

@@ -18,6 +18,7 @@ from core.noise import Noise
 from core.runs import Load, NotARun, Run
 from core.sampling.solvers import make_sampler
 from eval.features.extractors import Extractor
+from eval.metrics.distances import SMALLEST
 from eval.sweep.config import SweepConfig, SweepEntry
 from eval.sweep.machine import commit
 
@@ -104,6 +105,21 @@ def data_of(config: SweepConfig, run: Run) -> DataConfig:
                     f"{key} {ours}: change it"
                 )
     return config.data if config.data and (run.data is None or config.data.root) else run.data
+
+
+def check_sizes(data: ImageData, floor_data: ImageData | None) -> None:
+    """Raises UserError where the images are too few for the metrics: those of the reference, or
+    those that the floor is measured with."""
+    for part, words, remedy in (
+        (data, "the reference", ""),
+        (floor_data, "which the floor is measured with", ", or set floor=false"),
+    ):
+        if part is not None and len(part) < SMALLEST:
+            raise UserError(
+                f"data '{part.name}': its {part.split} split, {words}, is too small: {len(part)} "
+                f"image{'s' * (len(part) != 1)}, and the metrics need at least {SMALLEST}: add "
+                f"images{remedy}"
+            )
 
 
 def _load_entry(

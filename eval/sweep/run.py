@@ -36,7 +36,7 @@ from eval.metrics.reference import (
 from eval.rows import append_row, drop_torn_line, identity, only_writer, read_rows
 from eval.sweep import kept_features
 from eval.sweep.config import SweepConfig
-from eval.sweep.plan import Task, data_of, plan, protocol
+from eval.sweep.plan import Task, check_sizes, data_of, plan, protocol
 from eval.sweep.points import PointSampler, Sampled
 
 
@@ -61,6 +61,7 @@ class Sweep:
             if config.floor
             else None
         )
+        check_sizes(self.data, self.floor_data)
         weights = config.extractor_weights
         self.extractors = [
             make_extractor(name, self.device, _weights_for(name, weights))
