@@ -405,3 +405,6 @@ def test_the_same_data_may_lie_elsewhere(run, cache, tmp_path):
             {"name": "folder", "root": "/a", "side": 32},
             {"name": "folder", "root": "/a", "side": 64},
         )
+    padded = {"name": "folder", "root": "/a", "side": 32, "fit": "pad"}
+    with pytest.raises(UserError, match="trained on fit pad, but the sweep's data has fit crop"):
+        chosen(padded, padded | {"fit": "crop"})
