@@ -30,9 +30,9 @@ def _say(line: str) -> None:
 class Notes:
     """What the user is told about a folder: names under a heading, up to three of them shown."""
 
-    PASSED = ("no images", "hidden", "links to a folder above")  # share a line
-    SKIPPED = "unreadable, skipped"
-    FRAMES = "of several frames, of which the first is taken"
+    OTHER, HIDDEN, CIRCLE = "that are no images", "that are hidden", "that link to a folder above"
+    SKIPPED = "left out because they cannot be read"
+    FRAMES = "with several frames, of which the first is taken"
     TURNED = "with EXIF data that cannot be read, taken as they lie in the file"
 
     def __init__(self, base: Path):
@@ -49,7 +49,8 @@ class Notes:
         return f"{len(names)} {heading} ({shown})"
 
     def say(self) -> None:
-        passed = [self._words(heading) for heading in self.PASSED if heading in self.names]
+        together = (self.OTHER, self.HIDDEN, self.CIRCLE)
+        passed = [self._words(heading) for heading in together if heading in self.names]
         lines = [f"passed over {', '.join(passed)}"] if passed else []
         for heading in (self.SKIPPED, self.FRAMES, self.TURNED):
             lines += [self._words(heading)] if heading in self.names else []
@@ -91,11 +92,11 @@ def _files(folder: Path, notes: Notes, above: tuple[tuple[int, int], ...] = ()) 
     try:
         status = folder.stat()
         if (status.st_dev, status.st_ino) in above:
-            notes.add("links to a folder above", folder)
+            notes.add(Notes.CIRCLE, folder)
             return
         for path in sorted(folder.iterdir()):
             if path.name.startswith(".") or path.name.lower() in HIDDEN:
-                notes.add("hidden", path)
+                notes.add(Notes.HIDDEN, path)
             elif path.is_dir():
                 yield from _files(path, notes, (*above, (status.st_dev, status.st_ino)))
             else:
@@ -122,13 +123,13 @@ def pictures_in(base: Path, notes: Notes, skip: bool) -> list[Picture]:
     found = []
     for path in _files(base, notes) if base.is_dir() else ():
         if not path.is_file() and not path.is_symlink():  # pipes and devices
-            notes.add("no images", path)
+            notes.add(Notes.OTHER, path)
             continue
         with reading(path, notes, skip):
             try:
                 with opened(path) as image:
                     if not _is_picture(image):
-                        notes.add("no images", path)
+                        notes.add(Notes.OTHER, path)
                         continue
                     if getattr(image, "is_animated", False):
                         notes.add(Notes.FRAMES, path)
@@ -136,5 +137,5 @@ def pictures_in(base: Path, notes: Notes, skip: bool) -> list[Picture]:
             except UnidentifiedImageError:
                 if path.suffix.lower() in suffixes:
                     raise
-                notes.add("no images", path)
+                notes.add(Notes.OTHER, path)
     return sorted(found, key=lambda picture: picture.place)

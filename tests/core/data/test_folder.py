@@ -72,7 +72,7 @@ def test_hidden_folders_and_files_are_neither_classes_nor_images(tmp_path, capsy
     assert train.class_names == ("cats", "dogs") and train.num_classes == 2
     assert _values(train) + _values(test) == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104]
     assert capsys.readouterr().err == (  # once, although both splits were read
-        f"data.root={tmp_path}: passed over 7 hidden "
+        f"data.root={tmp_path}: passed over 7 that are hidden "
         "(.DS_Store, .ipynb_checkpoints, .thumbnails, ...)\n"
     )
 
@@ -100,7 +100,7 @@ def test_links_in_a_circle_end(tmp_path, capsys):
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "b" / "self").symlink_to(tmp_path / "b")
     assert _values(read(tmp_path)) == [0, 1, 100]
-    assert "passed over 2 links to a folder above (a/up, b/self)" in capsys.readouterr().err
+    assert "passed over 2 that link to a folder above (a/up, b/self)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -187,8 +187,16 @@ def test_what_is_no_image_is_passed_over_and_counted(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.png")
     assert _values(read(tmp_path)) == [0, 1]
     assert capsys.readouterr().err == (
-        f"data.root={tmp_path}: passed over 8 no images (README, a/0.txt, a/1.txt, ...)\n"
+        f"data.root={tmp_path}: passed over 8 that are no images (README, a/0.txt, a/1.txt, ...)\n"
     )
+
+
+@pytest.mark.parametrize("name", ["a.JPG", "b.Tiff", "c.jfif"])
+def test_a_file_named_as_an_image_is_not_passed_over(tmp_path, name):
+    _classes(tmp_path, a=2)
+    (tmp_path / "a" / name).write_bytes(b"no picture")
+    with pytest.raises(UserError, match=f"{name} is not a readable image: remove"):
+        read(tmp_path)
 
 
 def test_of_several_frames_the_first_is_taken(tmp_path, capsys):
@@ -199,7 +207,7 @@ def test_of_several_frames_the_first_is_taken(tmp_path, capsys):
     save(tmp_path / "b.gif", 5)
     assert _values(read(tmp_path)) == [10, 10, 10, 10, 5]
     assert capsys.readouterr().err == (
-        f"data.root={tmp_path}: 4 of several frames, of which the first is taken "
+        f"data.root={tmp_path}: 4 with several frames, of which the first is taken "
         "(a.gif, a.png, a.tif, ...)\n"
     )
 
@@ -349,7 +357,7 @@ def test_no_images(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(UserError, match=f"data.root={tmp_path} holds no images"):
         read(tmp_path)
-    assert "passed over 1 no images (notes.txt)" in capsys.readouterr().err
+    assert "passed over 1 that are no images (notes.txt)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

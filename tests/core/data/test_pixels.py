@@ -310,7 +310,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys, kind):
     assert "\n" not in str(error.value) and "skip_unreadable" in str(error.value)
     assert read(tmp_path, skip_unreadable=True).images[:, 0, 0, 0].tolist() == [0, 1, 2]
     err = capsys.readouterr().err
-    assert err == f"data.root={tmp_path}: 1 unreadable, skipped (broken.png)\n"
+    assert err == f"data.root={tmp_path}: 1 left out because they cannot be read (broken.png)\n"
 
 
 @pytest.mark.parametrize("error", [SyntaxError, MemoryError, ValueError, IndexError, EOFError])
