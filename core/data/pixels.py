@@ -6,7 +6,7 @@
 | P, PA, RGB, RGBA | colour, 8 bits as they are |
 | CMYK, YCbCr, HSV, RGBX | converted to RGB by Pillow |
 | LAB | converted to sRGB by LittleCMS |
-| I;16 and its variants, and I where the file is of 16 bits | grey, by the range of 16 bits (/ 257) |
+| I;16 and its variants, and I where the file is of 16 bits | grey, by their own 16 bits (/ 257) |
 | the same, where no value of the data set is above 4095 | grey, by the data set's own range |
 | I | grey, by the data set's own range |
 | F | grey, by [0, 1] where all values lie within, otherwise by the data set's own range |
@@ -48,8 +48,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         width, height = _size(path)
         raise UserError(
-            f"{path} has {width} x {height} pixels, and more than {2 * Image.MAX_IMAGE_PIXELS:,} are "
-            "not opened: save a smaller copy in its place, or set data.skip_unreadable=true"
+            f"{path} has {width} x {height} pixels, and more than {2 * Image.MAX_IMAGE_PIXELS:,} "
+            "are not opened: save a smaller copy in its place, or set data.skip_unreadable=true"
         ) from error
     with image:
         yield image
