@@ -150,21 +150,22 @@ def load_data(
 
 
 class DataConfig(Strict):
-    """name: digits, fashion_mnist, cifar10 or folder; root: where its files are.
-
-    The others are for `folder`. side: pixels of an image. fit: what is done with pictures that are
-    not square: "crop" (the centre is kept), "pad" (with the background) or "stretch". background: a
-    colour's name or "#rrggbb". alpha: transparency is put on the background ("composite"), or kept
-    as a fourth channel ("keep"). skip_unreadable: broken files are counted and left out; otherwise
-    the first one is an error."""
+    """The data set; all keys but the first two are for `folder`."""
 
     name: str
+    """digits, fashion_mnist, cifar10 or folder"""
     root: str | None = None
+    """where its files are"""
     side: int | None = Field(None, ge=2, le=4096)
+    """pixels of an image's side"""
     fit: Literal["crop", "pad", "stretch"] = "crop"
+    """pictures that are not square: keep the centre, pad with the background, or stretch"""
     background: str = "white"
+    """a colour's name or "#rrggbb", behind transparency and around padded pictures"""
     alpha: Literal["composite", "keep"] = "composite"
+    """transparency: put on the background, or kept as a fourth channel"""
     skip_unreadable: bool = False
+    """count broken files and leave them out; otherwise the first one is an error"""
 
     @field_validator("background", mode="before")
     @classmethod
