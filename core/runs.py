@@ -16,7 +16,7 @@ from core.data import DataConfig
 from core.errors import UserError, nearest
 from core.files import read_text, sha256_of
 from core.model import Model, ModelSpec
-from core.training.checkpoints import latest_checkpoint
+from core.training.checkpoints import check_file, latest_checkpoint
 from core.weights import load_weights, read_spec
 
 
@@ -107,14 +107,27 @@ def load_run(
         raise NotARun(
             f"{folder} is not a run: it has no config.yaml{hint}; train it first (python -m scripts.train --help)"
         )
-    checkpoint = latest_checkpoint(folder, steps)
-    if checkpoint is None:
-        raise UserError(
-            f"{folder} has no checkpoint yet: its training has not got that far, run it again"
-        )
     config = yaml.safe_load(read_text(folder / "config.yaml"))
+    checkpoint = latest_checkpoint(folder, steps)
+    while checkpoint is not None:
+        try:
+            return _read_run(folder, config, checkpoint, weights, device)
+        except (OSError, UserError):
+            newer = latest_checkpoint(folder, steps)
+            if newer == checkpoint:
+                raise
+            checkpoint = newer  # its training has replaced it in the meantime
+    raise UserError(
+        f"{folder} has no checkpoint yet: its training has not got that far, run it again"
+    )
+
+
+def _read_run(
+    folder: Path, config: dict, checkpoint: Path, weights: str, device: torch.device | str
+) -> Run:
     price = json.loads(read_text(checkpoint / "price.json"))
     file = checkpoint / f"{weights}.safetensors"
+    check_file(file)
     model = read_spec(file).build()
     load_weights(model.network, file)
     model = model.to(device).eval().requires_grad_(False)

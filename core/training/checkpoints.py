@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from core.errors import UserError
-from core.files import whole_folder, write_text
+from core.files import read_text, sha256_of, whole_folder, write_text
 from core.training.roles import Role
 from core.weights import load_weights, save_weights
+
+CHECKSUMS = "checksums.json"
 
 
 def latest_checkpoint(run: Path, steps: int | None = None) -> Path | None:
@@ -59,6 +61,7 @@ def save_checkpoint(
             save_weights(partial / f"{name}.safetensors", network.state_dict(), spec)
         torch.save(state, partial / "state.pt")
         write_text(partial / "price.json", json.dumps(price, indent=1))
+        _write_checksums(partial)
     for old in folder.glob("[0-9]*-[0-9]*"):
         if old != final:
             shutil.rmtree(old)
@@ -72,6 +75,23 @@ def keep_for_steps(run: Path, checkpoint: Path, steps: int) -> None:
     with whole_folder(final) as partial:
         for name in ("raw.safetensors", "ema.safetensors", "price.json"):
             shutil.copy2(checkpoint / name, partial / name)
+        _write_checksums(partial)
+
+
+def _write_checksums(folder: Path) -> None:
+    sums = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
+    write_text(folder / CHECKSUMS, json.dumps(sums, indent=1))
+
+
+def check_file(file: Path) -> None:
+    """Raises UserError if a checkpoint's file is not what was written; shipped models and those of
+    earlier versions have no checksums."""
+    sums = file.parent / CHECKSUMS
+    if sums.is_file() and json.loads(read_text(sums)).get(file.name) != sha256_of(file):
+        raise UserError(
+            f"{file} was changed since it was written (its sha256 is not the one in {sums.name}): "
+            f"copy it again from where it is whole, or delete {file.parent} and train again"
+        )
 
 
 def read_state(folder: Path) -> dict:
@@ -83,6 +103,7 @@ def read_state(folder: Path) -> dict:
             "run=ANOTHER_FOLDER to train one"
         )
     try:
+        check_file(folder / "state.pt")
         return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -96,5 +117,6 @@ def load_checkpoint(folder: Path, roles: dict[str, Role], helpers: dict[str, nn.
     unfitting files."""
     state = read_state(folder)
     for name, network in _files(roles, helpers).items():
+        check_file(folder / f"{name}.safetensors")
         load_weights(network, folder / f"{name}.safetensors")
     return state

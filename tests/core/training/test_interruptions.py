@@ -1,0 +1,189 @@
+"""What happens to a run: signals, two commands at a time, launchers that are killed, files that
+change, readers while it trains."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core.errors import UserError
+from core.training.checkpoints import latest_checkpoint
+from lab import load
+from tests.helpers.command_lines import ROOT
+from tests.helpers.runs import assert_same_bits, images_of
+from tests.helpers.tiny import metrics_of, tiny_config, train_tiny
+
+TIMES = ("seconds", "images_per_second")
+
+
+def start(folder: Path, launcher: tuple[str, ...] = ("-m",), **options) -> subprocess.Popen:
+    import sys
+
+    file = folder.parent / f"{folder.name}.yaml"
+    file.write_text(yaml.safe_dump(tiny_config(folder, **options)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *launcher, "scripts.train", str(file), "--cpu"]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def lines(run: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in metrics_of(run)]
+
+
+LOG = {"metrics_every": 256, "checkpoint_every": 640}  # no multiple of each other
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_to_the_bit(tmp_path, number):
+    """Also the lines of metrics.jsonl are those of a run left alone."""
+    run = tmp_path / "stopped"
+    process = start(run, images=64_000, log=LOG)
+    wait_for(lambda: (run / "metrics.jsonl").is_file())
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on" in errors.splitlines()[-1] and "Traceback" not in errors
+    stopped = images_of(latest_checkpoint(run))
+    assert 0 < stopped < 64_000
+
+    budget = stopped + 640
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("images: 64000", f"images: {budget}")
+    )
+    train_tiny(run, images=budget, log=LOG)
+    train_tiny(tmp_path / "whole", images=budget, log=LOG)
+    assert_same_bits(tmp_path / "whole", run)
+    assert lines(tmp_path / "whole") == lines(run)
+
+
+def test_two_commands_for_one_run(tmp_path):
+    run = tmp_path / "run"
+    first = start(run, images=64_000)
+    wait_for(lambda: (run / "metrics.jsonl").is_file())
+    with pytest.raises(UserError, match="another training is at work"):
+        train_tiny(run, images=64_000)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    counts = [line["images"] for line in metrics_of(run)]
+    assert counts == sorted(set(counts))
+
+
+def test_ranks_end_with_a_launcher_that_is_killed(tmp_path):
+    run = tmp_path / "run"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
+    process = start(run, launcher, images=6_400_000)
+    wait_for(lambda: (run / "metrics.jsonl").is_file())
+    process.kill()
+    process.communicate(timeout=60)
+    group = process.pid  # it began a session of its own
+
+    def nobody() -> bool:
+        found = subprocess.run(["pgrep", "-g", str(group)], capture_output=True, text=True).stdout
+        return not found.strip()
+
+    wait_for(nobody, 30)
+
+
+def test_a_folder_with_leftovers_of_a_start_is_no_obstacle(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.yaml.123.partial").write_text("run: half")
+    (tmp_path / "run" / ".DS_Store").write_text("")
+    train_tiny(tmp_path / "run", images=64)
+    assert load(tmp_path / "run").train_images == 64
+
+
+def test_strangers_in_the_checkpoints_folder_stay(tmp_path, monkeypatch):
+    """A file of the operating system's and a folder of the user's, there between two saves."""
+    from core.training.trainer import Trainer
+
+    original, folder = Trainer.save, tmp_path / "run" / "checkpoints"
+
+    def save(self) -> None:
+        original(self)
+        (folder / "my-notes").mkdir(exist_ok=True)
+        (folder / "my-notes" / "x").write_text("mine")
+        (folder / ".DS_Store").write_text("")
+
+    monkeypatch.setattr(Trainer, "save", save)
+    train_tiny(tmp_path / "run", images=192, log={"checkpoint_every": 64})
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == [".DS_Store", "000000000192-01", "my-notes"]
+    assert (folder / "my-notes" / "x").read_text() == "mine"
+
+
+def flip_a_bit(file: Path, at: float) -> None:
+    content = bytearray(file.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["raw.safetensors", "ema.safetensors", "state.pt"])
+@pytest.mark.parametrize("at", [0.5, 0.9])
+def test_a_flipped_bit_is_found(tmp_path, name, at):
+    train_tiny(tmp_path / "run", images=64)
+    flip_a_bit(latest_checkpoint(tmp_path / "run") / name, at)
+    with pytest.raises(UserError, match=f"{name} (was changed|is damaged)"):
+        train_tiny(tmp_path / "run", images=64)
+    if name.startswith("ema"):
+        with pytest.raises(UserError, match="was changed since it was written"):
+            load(tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_with_another_teacher(tmp_path):
+    for seed in (0, 1):
+        train_tiny(tmp_path / f"teacher{seed}", images=64, train={"seed": seed})
+    (tmp_path / "teacher").symlink_to("teacher0")
+    options = dict(method={"teacher": str(tmp_path / "teacher"), "start_steps": 2}, images=640)
+    train_tiny(tmp_path / "student", "progressive", **options)
+    train_tiny(tmp_path / "student", "progressive", **options)  # the same: nothing to do
+    (tmp_path / "teacher").unlink()
+    (tmp_path / "teacher").symlink_to("teacher1")
+    with pytest.raises(UserError, match="was begun with another teacher"):
+        train_tiny(tmp_path / "student", "progressive", **options)
+
+
+def test_a_run_that_trains_can_be_read_at_any_moment(tmp_path):
+    run = tmp_path / "run"
+    log = {"checkpoint_every": 64}
+    process = start(run, images=64_000, log=log)
+    wait_for(lambda: latest_checkpoint(run) is not None)
+    reads = threading.Event()
+    end = time.monotonic() + 4
+    count = 0
+    while time.monotonic() < end and process.poll() is None:
+        load(run)
+        count += 1
+    reads.set()
+    process.kill()
+    process.communicate(timeout=60)
+    assert count > 20
+
+
+def test_the_last_picture_is_made_after_a_kill_behind_the_last_checkpoint(tmp_path):
+    train_tiny(tmp_path / "run", images=64)
+    (picture,) = (tmp_path / "run" / "samples").glob("*.png")
+    before = picture.read_bytes()
+    picture.unlink()
+    train_tiny(tmp_path / "run", images=64)
+    assert picture.read_bytes() == before
