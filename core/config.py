@@ -19,7 +19,7 @@ from core.files import read_text
 
 class Strict(BaseModel):
     """A section of a config: unknown keys and wrong types are errors, and nothing can be changed
-    afterwards."""
+    afterwards. A string under a key is its comment, which `--help` shows."""
 
     model_config = ConfigDict(
         extra="forbid",
