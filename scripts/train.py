@@ -1,11 +1,13 @@
 """Train a teacher, a student or a flow from a YAML config; the same command goes on after an
 interruption.
 
-python -m scripts.train configs/digits/teacher.yaml run=runs/teacher budget.images=200000 accelerate
-launch --num_processes 8 -m scripts.train configs/fashion_mnist/teacher.yaml        (8 GPUs)
-torchrun --standalone --nproc_per_node 2 -m scripts.train configs/digits/teacher.yaml          (2
-processes, no GPU)
-"""
+    python -m scripts.train configs/digits/teacher.yaml run=runs/teacher budget.images=200000
+    python -m scripts.train --help progressive          the keys of a method's configs
+
+Several GPUs, or processes on a processor:
+
+    accelerate launch --num_processes 8 -m scripts.train configs/fashion_mnist/teacher.yaml
+    torchrun --standalone --nproc_per_node 2 -m scripts.train configs/digits/teacher.yaml"""
 
 from __future__ import annotations
 
@@ -13,9 +15,23 @@ import argparse
 
 from core.config import read_config
 from core.errors import UserError, command_line
-from core.training.config import parse_run_config
+from core.training.config import RunConfig, parse_run_config
 from core.training.method import Context
 from lab import METHODS, load, method_class
+from scripts.keys import keys_of
+
+
+class Help(argparse.Action):
+    """`--help`, or `--help METHOD` for the keys of its configs."""
+
+    def __call__(self, parser, namespace, method, option_string=None):
+        if method is None:
+            parser.print_help()
+        else:
+            own = keys_of(method_class(method).Config, "method.")
+            shared = (key for key in keys_of(RunConfig) if not key.name.startswith("method."))
+            print(*own, *shared, sep="\n")
+        parser.exit()
 
 
 @command_line
@@ -24,7 +40,9 @@ def main() -> None:
         prog="python -m scripts.train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", nargs="?", metavar="METHOD", action=Help)
     parser.add_argument(
         "config", help=f"a YAML file; its method.name is one of {', '.join(METHODS)}"
     )

@@ -1,0 +1,168 @@
+"""What a method's training starts from, found in the configs of its data set."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.config import apply_overrides, read_config
+from core.errors import UserError, nearest
+from scripts.lanes import Job, cores
+
+SCRIPTS = {"run": "scripts.train", "pairs": "scripts.pairs", "sweep": "scripts.evaluate"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A file that makes something.
+
+    kind: run, pairs or sweep; moved: overrides that put its paths where runs go; values: with
+    those."""
+
+    file: Path
+    kind: str
+    moved: list[str]
+    values: dict
+
+    def makes(self, overrides: list[str] = ()) -> str:
+        key = "run" if self.kind == "run" else "out"
+        made = apply_overrides(self.values, overrides).get(key)
+        if not isinstance(made, str):
+            raise UserError(f"{self.file}: key '{key}' is missing")
+        return made
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that is made by a job. state: new, there, or the shipped folder that is copied; a
+    job without a command is for what is there or copied."""
+
+    job: Job
+    state: str
+    folder: Path
+
+
+def _kind(values: dict) -> str | None:
+    """None for what others are based on."""
+    marks = {"method": "run", "entries": "sweep", "out": "pairs"}
+    return next((kind for mark, kind in marks.items() if mark in values), None)
+
+
+def _strings(values: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _strings(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield prefix + key, value
+
+
+def read_configs(dataset: str, runs: str | None = None) -> dict[str, Config]:
+    """The configs of a data set by name. Values that begin with runs/DATASET begin with `runs`
+    instead."""
+    root, old = Path(os.environ.get("CONFIGS", "configs")), f"runs/{dataset}"
+    known = [folder.name for folder in root.glob("*") if folder.is_dir()]
+    if dataset not in known:
+        raise UserError(f"unknown data set '{dataset}'{nearest(dataset, known)}")
+    configs = {}
+    for file in sorted((root / dataset).glob("*.yaml"), key=lambda file: file.stem):
+        values, moved = read_config(file), []
+        if runs and runs != old:
+            moved = [
+                f"{key}={runs}{value[len(old) :]}"
+                for key, value in _strings(values)
+                if f"{value}/".startswith(f"{old}/")
+            ]
+        if kind := _kind(values):
+            configs[file.stem] = Config(file, kind, moved, apply_overrides(values, moved))
+    return configs
+
+
+class Planner:
+    """What has to be made for some goals, in an order in which it can be."""
+
+    def __init__(self, configs: dict[str, Config], shipped: Path | None):
+        self.configs, self.shipped = configs, shipped
+        self.makers: dict[str, str] = {}
+        for name, config in configs.items():
+            if config.kind != "sweep":
+                other = self.makers.setdefault(config.makes(), name)
+                if other != name:
+                    raise UserError(f"{config.file} makes {config.makes()}, as {other}.yaml does")
+
+    def needs(self, name: str, overrides: list[str] = ()) -> list[str]:
+        values = apply_overrides(self.configs[name].values, overrides)
+        found = [self.makers.get(os.path.normpath(value)) for _, value in _strings(values)]
+        return [other for other in dict.fromkeys(found) if other not in (None, name)]
+
+    def everything(self) -> list[str]:
+        """The runs that no other config needs."""
+        needed = {other for name in self.configs for other in self.needs(name)}
+        return [n for n, c in self.configs.items() if c.kind == "run" and n not in needed]
+
+    def sweeps(self) -> list[str]:
+        """The sweeps that measure this data set's runs."""
+        return [n for n, c in self.configs.items() if c.kind == "sweep" and c.values.get("runs")]
+
+    def plan(self, goals: list[str], overrides: list[str] = ()) -> list[Step]:
+        """A goal is made by its config and the overrides. What it needs is made by its config too,
+        unless it is there, or is a teacher and ships with the repository."""
+        for name in goals:
+            if name not in self.configs:
+                raise UserError(f"unknown config '{name}'{nearest(name, self.configs)}")
+        steps: dict[str, Step] = {}
+        for name in sorted(goals, key=lambda name: self.configs[name].kind == "sweep"):
+            self._add(name, goals, overrides, steps, ())
+        return list(steps.values())
+
+    def _add(self, name, goals, overrides, steps, above) -> None:
+        if name in above:
+            raise UserError(f"configs need each other: {' -> '.join((*above, name))}")
+        if name in steps:
+            return
+        config, goal = self.configs[name], name in goals
+        given = overrides if goal else []
+        folder = Path(config.makes(given))
+        begun = config.kind == "run" and (folder / "config.yaml").is_file()
+        state = "there" if folder.exists() else "new"
+        arguments = [str(config.file), *config.moved, *given]
+        if not goal and begun:  # as it was begun, whatever overrides it was given then
+            arguments = [str(folder / "config.yaml"), f"run={folder}"]
+            command = () if _is_weights_alone(folder) else _command(config.kind, arguments)
+            steps[name] = Step(Job(name, command), state, folder)
+            return
+        if not goal and name == "teacher" and state == "new" and self.shipped:
+            data = dict(_strings(config.values)).get("data.name", "none")
+            if (self.shipped / data).is_dir():
+                steps[name] = Step(Job(name, ()), str(self.shipped / data), folder)
+                return
+        needs = self.needs(name, given)
+        for other in needs:
+            self._add(other, goals, overrides, steps, (*above, name))
+        alone = config.kind == "sweep"  # on all cores, when all there is to measure is there
+        after = frozenset(o for o in (steps if alone else needs) if steps[o].job.command)
+        sharers = _processes() if alone else None
+        command = _command(config.kind, arguments, sharers)
+        steps[name] = Step(Job(name, command, after, sharers), state, folder)
+
+
+def _is_weights_alone(folder: Path) -> bool:
+    """Whether it is a shipped model: there is nothing to go on with."""
+    from core.training.checkpoints import latest_checkpoint
+
+    checkpoint = latest_checkpoint(folder)
+    return checkpoint is not None and not (checkpoint / "state.pt").exists()
+
+
+def _processes() -> int:
+    """Of a sweep: without a GPU, networks this small do not keep many cores busy."""
+    import torch
+
+    return 2 if cores() > 1 and not torch.cuda.is_available() else 1
+
+
+def _command(kind: str, arguments: list[str], processes: int | None = None) -> tuple[str, ...]:
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m")
+    return (sys.executable, "-m", *(launcher if processes else ()), SCRIPTS[kind], *arguments)

@@ -1,0 +1,81 @@
+"""Train a method of a data set, and before it what it starts from, by the configs in
+configs/DATASET.
+
+    python -m scripts.recipe digits consistency optimizer.lr=1e-4
+    python -m scripts.recipe digits --all --lanes 2
+    python -m scripts.recipe fashion_mnist curve solvers
+
+NAME is a config's file name: a run, stored pairs, or a sweep. A config starts from another one where
+one of its values is what the other makes: `method.teacher: runs/digits/teacher` needs the config
+whose `run` that is. What is there already goes on as it was begun, and is left alone where it is
+finished; the same command goes on after an interruption.
+
+    RUNS=FOLDER       where runs go, in place of runs/DATASET
+    SHIPPED=no        train a teacher that is missing, also where one ships with this repository
+    CONFIGS=FOLDER    where the folder DATASET is (default: configs)"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from core.errors import UserError, command_line, nearest
+from core.files import whole_folder
+from scripts.lanes import run_jobs
+from scripts.planner import Planner, read_configs
+
+
+@command_line
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.recipe",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dataset", help="a folder of configs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="configs there")
+    parser.add_argument("--all", action="store_true", help="every run of the folder")
+    parser.add_argument("--sweeps", action="store_true", help="every sweep of the folder's runs")
+    parser.add_argument("--lanes", type=int, default=1, help="side by side (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done")
+    a = parser.parse_intermixed_args()
+    runs = os.path.normpath(os.environ.get("RUNS") or f"runs/{a.dataset}")
+    shipped = None if os.environ.get("SHIPPED") == "no" else Path("teachers/shipped")
+    planner = Planner(read_configs(a.dataset, runs), shipped)
+    goals = [name for name in a.names if "=" not in name]
+    overrides = [name for name in a.names if "=" in name]
+    if (a.all or a.sweeps) and a.names:
+        raise UserError(
+            f"'{a.names[0]}' beside --all or --sweeps: give it to the recipe of one method"
+        )
+    if overrides and len(goals) != 1:
+        raise UserError(f"override '{overrides[0]}': give it with the name of one config")
+    goals += planner.everything() * a.all + planner.sweeps() * a.sweeps
+    if not goals:
+        raise UserError(
+            f"nothing to do: name a config of {a.dataset}{nearest('', planner.configs)}"
+        )
+    if a.lanes < 1:
+        raise UserError(f"--lanes {a.lanes}: at least 1")
+    steps = planner.plan(goals, overrides)
+    if a.dry_run:
+        for step in steps:
+            command = shlex.join(("python", *step.job.command[1:])) if step.job.command else "-"
+            print(f"{step.job.name:<18} {step.state:<6} {command}")
+        return
+    for step in steps:
+        if not step.job.command and step.state != "there":
+            print(
+                f"starting from the shipped {step.state} (SHIPPED=no trains one)", file=sys.stderr
+            )
+            with whole_folder(step.folder) as partial:
+                shutil.copytree(step.state, partial, dirs_exist_ok=True)
+    run_jobs([step.job for step in steps if step.job.command], a.lanes)
+
+
+if __name__ == "__main__":
+    main()
