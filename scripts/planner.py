@@ -88,9 +88,9 @@ class Planner:
         self.makers: dict[str, str] = {}
         for name, config in configs.items():
             if config.kind != "sweep":
-                other = self.makers.setdefault(config.makes(), name)
-                if other != name:
-                    raise UserError(f"{config.file} makes {config.makes()}, as {other}.yaml does")
+                made = os.path.normpath(config.makes())
+                if (other := self.makers.setdefault(made, name)) != name:
+                    raise UserError(f"{config.file} makes {made}, as {other}.yaml does")
 
     def needs(self, name: str, overrides: list[str] = ()) -> list[str]:
         values = apply_overrides(self.configs[name].values, overrides)
@@ -117,35 +117,46 @@ class Planner:
             self._add(name, goals, overrides, steps, ())
         return list(steps.values())
 
-    def _add(self, name, goals, overrides, steps, above) -> None:
+    def _add(
+        self,
+        name: str,
+        goals: list[str],
+        overrides: list[str],
+        steps: dict[str, Step],
+        above: tuple[str, ...],
+    ) -> None:
+        """Adds to `steps` what `name` needs, and then `name`, which the configs `above` need."""
         if name in above:
             raise UserError(f"configs need each other: {' -> '.join((*above, name))}")
         if name in steps:
             return
-        config, goal = self.configs[name], name in goals
-        given = overrides if goal else []
+        config, given = self.configs[name], overrides if name in goals else []
         folder = Path(config.makes(given))
-        begun = config.kind == "run" and (folder / "config.yaml").is_file()
-        state = "there" if folder.exists() else "new"
-        arguments = [str(config.file), *config.moved, *given]
-        if not goal and begun:  # as it was begun, whatever overrides it was given then
-            arguments = [str(folder / "config.yaml"), f"run={folder}"]
-            command = () if _is_weights_alone(folder) else _command(config.kind, arguments)
-            steps[name] = Step(Job(name, command), state, folder)
+        if name not in goals and (step := self._present(name, folder)):
+            steps[name] = step
             return
-        if not goal and name == "teacher" and state == "new" and self.shipped:
-            data = dict(_strings(config.values)).get("data.name", "none")
-            if (self.shipped / data).is_dir():
-                steps[name] = Step(Job(name, ()), str(self.shipped / data), folder)
-                return
         needs = self.needs(name, given)
         for other in needs:
             self._add(other, goals, overrides, steps, (*above, name))
         alone = config.kind == "sweep"  # on all cores, when all there is to measure is there
         after = frozenset(o for o in (steps if alone else needs) if steps[o].job.command)
         sharers = _processes() if alone else None
-        command = _command(config.kind, arguments, sharers)
+        command = _command(config.kind, [str(config.file), *config.moved, *given], sharers)
+        state = "there" if folder.exists() else "new"
         steps[name] = Step(Job(name, command, after, sharers), state, folder)
+
+    def _present(self, name: str, folder: Path) -> Step | None:
+        """What is needed and not made by its config: a run that is there goes on as it was begun,
+        whatever overrides it was given then, and a teacher may ship with the repository."""
+        config = self.configs[name]
+        if config.kind == "run" and (folder / "config.yaml").is_file():
+            goes_on = _command("run", [str(folder / "config.yaml"), f"run={folder}"])
+            return Step(Job(name, () if _is_weights_alone(folder) else goes_on), "there", folder)
+        if name == "teacher" and self.shipped and not folder.exists():
+            data = dict(_strings(config.values)).get("data.name", "none")
+            if (self.shipped / data).is_dir():
+                return Step(Job(name, ()), str(self.shipped / data), folder)
+        return None
 
 
 def _is_weights_alone(folder: Path) -> bool:

@@ -70,7 +70,8 @@ def main() -> None:
     for step in steps:
         if not step.job.command and step.state != "there":
             print(
-                f"starting from the shipped {step.state} (SHIPPED=no trains one)", file=sys.stderr
+                f"starting from the shipped teacher {step.state} (SHIPPED=no trains one)",
+                file=sys.stderr,
             )
             with whole_folder(step.folder) as partial:
                 shutil.copytree(step.state, partial, dirs_exist_ok=True)

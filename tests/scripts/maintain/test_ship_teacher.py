@@ -4,9 +4,7 @@ weights, recipes that start from it."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ import torch
 from core.runs import sample_images
 from core.training.checkpoints import latest_checkpoint
 from lab import load
-from tests.helpers.command_lines import run_script
+from tests.helpers.command_lines import run_script, tree
 from tests.helpers.tiny import train_tiny
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -109,25 +107,23 @@ def test_shipped_teachers_are_what_their_cards_say_they_are(folder):
     )
 
 
-def test_recipes_start_from_the_shipped_teacher(tmp_path):
-    """ensure_teacher copies it where there is none, and leaves what is there alone."""
-    recipe = 'dataset=digits; configs=configs/digits; runs=$1; train() { echo "trains $*"; }'
-    script = f"source scripts/environment.sh; {recipe}; ensure_teacher"
-
-    def ensure(**environment: str) -> str:
-        done = subprocess.run(
-            ["bash", "-c", script, "scripts/x", str(tmp_path / "runs")],
-            cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return done.stdout
-
-    assert "trains" in ensure(SHIPPED="no") and not (tmp_path / "runs").exists()
-    assert ensure() == ""
-    assert (
-        load(tmp_path / "runs" / "teacher").weights_sha256
-        == load(ROOT / "teachers/shipped/digits").weights_sha256
-    )
-    assert ensure(SHIPPED="no") == ""  # there is one
+def test_recipes_start_from_the_shipped_teacher(tmp_path, monkeypatch):
+    """It is copied where there is none, whole, and what is there is left alone."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    trained = []
+    monkeypatch.setattr("scripts.lanes.run_jobs", lambda jobs, lanes: trained.extend(jobs))
+    code, errors = run_script("recipe", "digits", "consistency")
+    assert code == 0 and "starting from the shipped teacher" in errors
+    copied, shipped = tmp_path / "runs" / "teacher", ROOT / "teachers" / "shipped" / "digits"
+    assert load(copied).weights_sha256 == load(shipped).weights_sha256
+    assert tree(copied) == tree(shipped) and [path.name for path in copied.parent.iterdir()] == [
+        "teacher"
+    ]
+    (copied / "card.json").unlink()
+    code, errors = run_script("recipe", "digits", "consistency")
+    assert (code, errors) == (0, "") and not (copied / "card.json").exists()
+    assert [job.name for job in trained] == ["consistency", "consistency"]
 
 
 def test_a_copy_of_a_shipped_teacher_is_not_trained_on(tmp_path):

@@ -1,0 +1,45 @@
+"""python -m scripts.pairs: the pairs that a config describes."""
+
+from __future__ import annotations
+
+import json
+
+import yaml
+
+from core.config import read_config
+from core.data.pairs import generate_pairs
+from lab import load
+from tests.helpers.command_lines import ROOT, refused, run_script
+from tests.helpers.tiny import train_tiny
+
+
+def test_pairs_are_those_of_their_config(tmp_path):
+    """Bit by bit, with overrides, and the defaults that the published flows had."""
+    train_tiny(tmp_path / "flow", images=64)
+    file = tmp_path / "pairs.yaml"
+    values = {"run": str(tmp_path / "flow"), "out": str(tmp_path / "a"), "count": 40, "steps": 3}
+    file.write_text(yaml.safe_dump(values))
+    code, errors = run_script("pairs", file, "shard=32", "steps=2")
+    assert code == 0, errors
+    generate_pairs(load(tmp_path / "flow"), tmp_path / "b", 40, "heun", 2, seed=1, shard=32)
+    for name in ("000000.safetensors", "000001.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    one, other = (json.loads((tmp_path / f / "pairs.json").read_text()) for f in "ab")
+    assert one | {"seconds": 0} == other | {"seconds": 0}
+    assert one["seed"] == 1 and one["guidance_scale"] == 1.0
+
+    line = refused(tmp_path, "pairs", file, "cuont=5")
+    assert "unknown key 'cuont' (did you mean 'count'?)" in line
+    line = refused(tmp_path, "pairs", file, "sampler=ddpm", f"out={tmp_path}/c")
+    assert "sampler 'ddpm' adds noise" in line
+
+
+def test_shipped_pairs_are_those_of_the_published_flows():
+    """What configs/*/pairs.sh said at commit e7b5f35."""
+    counts = {"digits": 16384, "fashion_mnist": 24576, "cifar10": 1_000_000}
+    for dataset, count in counts.items():
+        for name, steps in (("flow", 25 if dataset == "cifar10" else 8), ("reflow", 4)):
+            want = {"run": f"runs/{dataset}/{name}", "out": f"runs/{dataset}/{name}-pairs"}
+            want |= {"count": count, "sampler": "heun", "steps": steps}
+            want |= {"batch_size": 1024} if dataset == "cifar10" else {}
+            assert read_config(ROOT / "configs" / dataset / f"{name}_pairs.yaml") == want

@@ -1,0 +1,217 @@
+"""Plans of the shipped configs, and of small ones: what is made, by which command, in which
+order."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from scripts.planner import Planner, read_configs
+from tests.helpers.command_lines import ROOT, refused, run_script
+from tests.helpers.tiny import train_tiny
+
+SHIPPED = ROOT / "teachers" / "shipped"
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("RUNS", str(tmp_path / "my runs"))
+    return tmp_path / "my runs"
+
+
+def plan(dataset: str, goals: list[str], runs: Path, *overrides: str, shipped=SHIPPED) -> list:
+    """(name, state, command without its interpreter, with the folder of runs as RUNS)."""
+    steps = Planner(read_configs(dataset, str(runs)), shipped).plan(goals, list(overrides))
+    return [
+        (s.job.name, s.state, " ".join(s.job.command[2:]).replace(str(runs), "RUNS")) for s in steps
+    ]
+
+
+def test_from_nothing_the_whole_chain_is_made(runs):
+    configs = "configs/digits"
+    assert plan("digits", ["distilled_flow"], runs, "optimizer.lr=1") == [
+        ("flow", "new", f"scripts.train {configs}/flow.yaml run=RUNS/flow"),
+        (
+            "flow_pairs",
+            "new",
+            f"scripts.pairs {configs}/flow_pairs.yaml run=RUNS/flow out=RUNS/flow-pairs",
+        ),
+        (
+            "reflow",
+            "new",
+            f"scripts.train {configs}/reflow.yaml run=RUNS/reflow method.init=RUNS/flow "
+            "method.pairs=RUNS/flow-pairs",
+        ),
+        (
+            "reflow_pairs",
+            "new",
+            f"scripts.pairs {configs}/reflow_pairs.yaml run=RUNS/reflow out=RUNS/reflow-pairs",
+        ),
+        (
+            "distilled_flow",
+            "new",
+            f"scripts.train {configs}/distilled_flow.yaml run=RUNS/distilled-flow "
+            "method.init=RUNS/reflow method.pairs=RUNS/reflow-pairs optimizer.lr=1",
+        ),
+    ]
+
+
+def test_the_default_folder_needs_no_overrides():
+    (step,) = Planner(read_configs("digits", "runs/digits"), None).plan(["flow"])
+    assert step.job.command[2:] == ("scripts.train", "configs/digits/flow.yaml")
+
+
+def test_a_teacher_ships_or_is_trained(runs):
+    made = plan("digits", ["consistency"], runs)
+    assert [(name, state) for name, state, _ in made] == [
+        ("teacher", str(SHIPPED / "digits")),
+        ("consistency", "new"),
+    ]
+    assert made[0][2] == ""
+    student = "run=RUNS/consistency method.teacher=RUNS/teacher"
+    trained = [
+        ("teacher", "new", "scripts.train configs/digits/teacher.yaml run=RUNS/teacher"),
+        ("consistency", "new", f"scripts.train configs/digits/consistency.yaml {student}"),
+    ]
+    assert plan("digits", ["consistency"], runs, shipped=None) == trained
+    assert plan("cifar10", ["consistency"], runs)[0][1] == "new"  # none ships
+    assert plan("digits", ["teacher"], runs) == trained[:1]  # who asks for one gets it trained
+    (teacher, *_) = plan("fashion_mnist-budget", ["progressive-3e5"], runs)
+    assert teacher[:2] == ("teacher", str(SHIPPED / "fashion_mnist"))  # by the name of its data
+
+
+def test_an_override_that_names_another_teacher_switches_the_need_off(runs):
+    (step,) = plan("digits", ["consistency"], runs, "method.teacher=elsewhere")
+    assert step[0] == "consistency" and step[2].endswith("method.teacher=elsewhere")
+    names = [name for name, *_ in plan("digits", ["reflow"], runs, "method.pairs=mine")]
+    assert names == ["flow", "reflow"]
+
+
+def test_what_is_there_goes_on_as_it_was_begun(runs):
+    """With its own config, whatever that says, and unlike the run that was asked for."""
+    for name in ("teacher", "consistency"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "config.yaml").write_text("run: elsewhere\n")
+    teacher, student = plan("digits", ["consistency"], runs)
+    assert teacher == (
+        "teacher",
+        "there",
+        "scripts.train RUNS/teacher/config.yaml run=RUNS/teacher",
+    )
+    assert student[:2] == ("consistency", "there") and "configs/digits/consistency" in student[2]
+
+
+def test_weights_without_a_state_are_used_as_they_are(runs):
+    """A copy of a shipped teacher, with its card or without, also with SHIPPED=no; not a run whose
+    training may go on."""
+    shutil.copytree(SHIPPED / "digits", runs / "teacher")
+    for shipped in (SHIPPED, None):
+        assert plan("digits", ["progressive"], runs, shipped=shipped)[0] == ("teacher", "there", "")
+    (runs / "teacher" / "card.json").unlink()
+    assert plan("digits", ["progressive"], runs)[0] == ("teacher", "there", "")
+    shutil.rmtree(runs / "teacher")
+    train_tiny(runs / "teacher", images=64)
+    assert "scripts.train" in plan("digits", ["progressive"], runs)[0][2]
+
+
+@pytest.mark.parametrize("dataset", ["digits", "fashion_mnist", "cifar10"])
+def test_a_folder_is_a_suite(dataset):
+    """Its runs but for those that others need, found by content."""
+    want = ["consistency", "distilled_flow", "gan", "ppca", "progressive", "vae"]
+    planner = Planner(read_configs(dataset), None)
+    assert planner.everything() == want
+    jobs = [step.job for step in planner.plan(want)]
+    assert [job.name for job in jobs] == [
+        "teacher", "consistency", "flow", "flow_pairs", "reflow", "reflow_pairs", "distilled_flow",
+        "gan", "ppca", "progressive", "vae",
+    ]  # fmt: skip
+    after = {job.name: set(job.after) for job in jobs}
+    assert after["consistency"] == after["progressive"] == {"teacher"}
+    assert after["reflow"] == {"flow", "flow_pairs"} and after["gan"] == set()
+
+
+def test_sweeps_are_those_of_the_folders_runs():
+    def sweeps(dataset: str) -> list[str]:
+        return Planner(read_configs(dataset), None).sweeps()
+
+    assert sweeps("digits") == ["curve"]  # inception-precision measures a shipped teacher
+    assert sweeps("fashion_mnist") == [
+        "curve", "curve-1000-images", "curve-1000-steps", "curve-inception", "solvers",
+    ]  # fmt: skip
+
+
+def test_two_processes_measure_and_share_the_cores_alone(runs, monkeypatch):
+    """After all runs, one sweep after the other, their outputs moved as the runs."""
+    monkeypatch.setattr("scripts.planner.cores", lambda: 4)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    planner = Planner(read_configs("fashion_mnist", str(runs)), None)
+    steps = planner.plan(["solvers", "curve", "gan"])
+    gan, solvers, curve = (step.job for step in steps)
+    assert solvers.after == {"gan"} and curve.after == {"gan", "solvers"}
+    assert gan.sharers is None and solvers.sharers == 2
+    assert " ".join(solvers.command[1:]) == (
+        "-m torch.distributed.run --standalone --nproc_per_node 2 -m scripts.evaluate "
+        f"configs/fashion_mnist/solvers.yaml out={runs}/solvers/curves.jsonl runs={runs}"
+    )
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    (step,) = planner.plan(["curve"])
+    assert step.job.sharers == 1
+
+
+def test_the_study_measures_every_student_it_trains():
+    planner = Planner(read_configs("fashion_mnist-budget"), None)
+    measured = [entry["run"] for entry in planner.configs["curve"].values["entries"]]
+    assert sorted(planner.everything()) == sorted(measured)
+    for name in measured:
+        config = planner.configs[name]
+        method, budget = name.split("-")
+        assert config.makes() == f"runs/fashion_mnist-budget/{name}"
+        assert config.values["method"]["name"] == method
+        assert config.values["budget"] == {"evals": float(budget)}
+
+
+def test_configs_that_cannot_be_planned(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONFIGS", str(tmp_path))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.yaml").write_text("run: runs/data/a\nmethod: {init: runs/data/b}\n")
+    (folder / "b.yaml").write_text("run: runs/data/b\nmethod: {init: runs/data/a}\n")
+    with pytest.raises(UserError, match="configs need each other: a -> b -> a"):
+        Planner(read_configs("data"), None).plan(["a"])
+    (folder / "b.yaml").write_text("run: runs/data/a/\nmethod: {}\n")
+    with pytest.raises(UserError, match="b.yaml makes runs/data/a, as a.yaml does"):
+        Planner(read_configs("data"), None)
+    (folder / "b.yaml").write_text("method: {}\n")
+    with pytest.raises(UserError, match="b.yaml: key 'run' is missing"):
+        Planner(read_configs("data"), None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("digit consistency", "unknown data set 'digit' (did you mean 'digits'?)"),
+        (
+            "digits distilled-flow",
+            "unknown config 'distilled-flow' (did you mean 'distilled_flow'?)",
+        ),
+        ("digits", "nothing to do: name a config of digits (known: consistency, curve,"),
+        ("digits --all budget.evals=5", "'budget.evals=5' beside --all or --sweeps"),
+        ("digits vae gan budget.evals=5", "'budget.evals=5': give it with the name of one config"),
+        ("digits vae --lanes 0", "--lanes 0: at least 1"),
+    ],
+)
+def test_mistakes(runs, arguments, says):
+    assert says in refused(runs.parent, "recipe", *arguments.split())
+
+
+def test_a_dry_run_makes_nothing(runs, capsys):
+    code, errors = run_script("recipe", "digits", "progressive", "--dry-run")
+    assert code == 0 and errors == "" and not runs.exists()
+    teacher, student = capsys.readouterr().out.splitlines()
+    assert teacher.split() == ["teacher", "teachers/shipped/digits", "-"]
+    assert student.startswith("progressive        new    python -m scripts.train configs/digits/")
+    assert f"'run={runs}/progressive' 'method.teacher={runs}/teacher'" in student
