@@ -14,6 +14,7 @@ from core.config import read_config
 from core.training.config import parse_run_config
 from eval.features.extractors import EXTRACTORS, INCEPTION, INCEPTION_BFLOAT16, Extractor
 from lab import method_class
+from scripts.planner import Planner, read_configs
 from tests.helpers.archives import write_cifar, write_idx
 from tests.helpers.command_lines import run_script
 
@@ -55,10 +56,11 @@ def succeeds(name: str, *arguments: str) -> None:
     assert code == 0, errors
 
 
-@pytest.mark.parametrize("dataset", sorted(p.name for p in CONFIGS.iterdir()))
+@pytest.mark.parametrize("dataset", ["digits", "fashion_mnist", "cifar10"])
 def test_recipes(dataset, tmp_path, monkeypatch):
     configs, runs = CONFIGS / dataset, tmp_path / "runs"
     common = ["train.batch_size=32", "log.samples=10", "log.steps=1", "optimizer.warmup=0"]
+    common += ["budget.images=64", "budget.evals=null"]
     if dataset == "fashion_mnist":
         write_idx(tmp_path)
         common.append(f"data.root={tmp_path}")
@@ -68,52 +70,28 @@ def test_recipes(dataset, tmp_path, monkeypatch):
         pytest.importorskip("torchvision")
         write_cifar(tmp_path, monkeypatch, 8)
         common.append(f"data.root={tmp_path}")
-    depth = {"digits": "[8]", "fashion_mnist": "[8,8]", "cifar10": "[8,8]"}[dataset]
-    small = [f"model.network.widths={depth}", "model.network.blocks=1"]
+    widths = "widths=[8]" if dataset == "digits" else "widths=[8,8]"
+    small = [f"model.network.{widths}", "model.network.blocks=1"]
+    own = {name: small for name in ("teacher", "flow", "vae")}
+    own |= {f"{name}_pairs": ["count=32", "steps=2", "shard=16"] for name in ("flow", "reflow")}
+    own["gan"] = [*small, f"method.critic.{widths}", "method.critic.blocks=1"]
+    own["ppca"] = ["model.network.latent=2"]
+    own["progressive"] = ["method.start_steps=16", "budget.images=448"]  # 7 shares of 64
 
-    def train(recipe: str, *overrides: str, images: int = 64) -> None:
-        file = configs / f"{recipe}.yaml"
-        run = f"run={runs}/{recipe.replace('_', '-')}"
-        succeeds(
-            "train",
-            file,
-            run,
-            f"budget.images={images}",
-            "budget.evals=null",
-            *common,
-            *overrides,
-            "--cpu",
-        )
-
-    train("teacher", *small)
-    train(
-        "progressive", f"method.teacher={runs}/teacher", "method.start_steps=16", images=448
-    )  # 7 shares of 64
-    train("consistency", f"method.teacher={runs}/teacher")
-    train("flow", *small)
-    pairs = ["--count", "32", "--steps", "2", "--shard", "16"]
-    succeeds("pairs", runs / "flow", "--out", runs / "flow-pairs", *pairs)
-    train("reflow", f"method.init={runs}/flow", f"method.pairs={runs}/flow-pairs")
-    succeeds("pairs", runs / "reflow", "--out", runs / "reflow-pairs", *pairs)
-    for baseline in ("ppca", "vae", "gan"):
-        narrow = (
-            [f"model.network.widths={depth}", "model.network.blocks=1"]
-            if baseline != "ppca"
-            else []
-        )
-        critic = (
-            [f"method.critic.widths={depth}", "method.critic.blocks=1"] if baseline == "gan" else []
-        )
-        latent = [] if baseline != "ppca" else ["model.network.latent=2"]
-        train(baseline, *narrow, *critic, *latent, "log.sampler=jump")
-    train("distilled_flow", f"method.init={runs}/reflow", f"method.pairs={runs}/reflow-pairs")
+    monkeypatch.setenv("CONFIGS", str(CONFIGS))
+    planner = Planner(read_configs(dataset, str(runs)), shipped=None)
+    for step in planner.plan(planner.everything()):
+        _, _, script, *arguments = step.job.command
+        more = own.get(step.job.name, [])
+        more = [*common, *more, "--cpu"] if script == "scripts.train" else more
+        succeeds(script, *arguments, *more)
 
     # the published curves' configs, at a few images, and for the sake of time only the points of
     # few steps
     import eval.sweep.run
 
-    def short_plan(config, device, plan=eval.sweep.run.plan):
-        tasks = plan(config, device)
+    def short_plan(*given, plan=eval.sweep.run.plan):
+        tasks = plan(*given)
         return [t for t in tasks if t.steps <= 4] or tasks[:1]
 
     monkeypatch.setattr(eval.sweep.run, "plan", short_plan)
