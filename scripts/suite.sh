@@ -8,6 +8,6 @@ source "$(dirname "$0")/environment.sh"
 use_environment requirements.txt
 dataset=${1:-} && export RUNS=${RUNS:-runs/${1:-}}
 bash scripts/quickstart.sh "$@"
-if grep -qs '^extractor: inception' "configs/$dataset"/*.yaml; then python -m scripts.fetch_inception; fi
+if grep -qs '^extractor: inception' "${CONFIGS:-configs}/$dataset"/*.yaml; then python -m scripts.fetch_inception; fi
 python -m scripts.recipe "$dataset" --sweeps # and what the quickstart leaves out, such as FID in Inception's features
 bash scripts/publish.sh "$RUNS" "${OUT:-results/$dataset}"

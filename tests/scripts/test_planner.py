@@ -174,6 +174,19 @@ def test_the_study_measures_every_student_it_trains():
         assert config.values["budget"] == {"evals": float(budget)}
 
 
+def test_only_paths_below_the_folder_of_runs_move(tmp_path, monkeypatch):
+    """Also when they lie deep in sections, and the folder itself."""
+    monkeypatch.setenv("CONFIGS", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    values = (
+        "run: runs/data/a\nmethod: {from: {x: runs/data}, y: runs/data-2/b, z: other/runs/data/c}\n"
+    )
+    (tmp_path / "data" / "a.yaml").write_text(values)
+    config = read_configs("data", "new")["a"]
+    assert config.moved == ["run=new/a", "method.from.x=new"]
+    assert config.values["method"]["y"] == "runs/data-2/b" and config.makes() == "new/a"
+
+
 def test_configs_that_cannot_be_planned(tmp_path, monkeypatch):
     monkeypatch.setenv("CONFIGS", str(tmp_path))
     folder = tmp_path / "data"
