@@ -8,10 +8,17 @@ import json
 import re
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationError,
+    model_serializer,
+)
 
 from core.errors import UserError, nearest
 from core.files import read_text
@@ -19,7 +26,13 @@ from core.files import read_text
 
 class Strict(BaseModel):
     """A section of a config: unknown keys and wrong types are errors, and nothing can be changed
-    afterwards. A string under a key is its comment, which `--help` shows."""
+    afterwards. A string under a key is its comment, which `--help` shows.
+
+    LATER: keys that were added later. They are left out where they are at their defaults, so that
+    configs from before them keep their hash and their runs go on.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(
         extra="forbid",
@@ -28,6 +41,12 @@ class Strict(BaseModel):
         protected_namespaces=(),
         use_attribute_docstrings=True,
     )
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        dull = {key for key in self.LATER if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in whole(self).items() if key not in dull}
 
 
 T = TypeVar("T", bound=Strict)

@@ -33,7 +33,7 @@ def main() -> None:
     a = parser.parse_args()
     config = parse(PairsConfig, read_config(a.config, a.overrides), a.config)
 
-    from core.data.pairs import generate_pairs
+    from core.pairs import generate_pairs
 
     run = lab.load(config.run, config.weights, "cuda" if torch.cuda.is_available() else "cpu")
     recipe = config.model_dump(exclude={"run", "out", "weights"})

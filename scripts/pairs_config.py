@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from core.config import Strict
 
 
@@ -14,19 +16,19 @@ class PairsConfig(Strict):
     """folder of the run to sample from"""
     out: str
     """folder for the pairs"""
-    count: int
+    count: int = Field(ge=1)
     """number of pairs"""
     sampler: str = "heun"
     """one that adds no noise"""
-    steps: int = 16
+    steps: int = Field(default=16, ge=1)
     """of the sampler"""
-    seed: int = 1
+    seed: int = Field(default=1, ge=0, lt=2**32)
     """not 0, which is evaluation's, so that its noise is not trained on"""
-    guidance_scale: float = 1.0
+    guidance_scale: float = Field(default=1.0, allow_inf_nan=False)
     """classifier-free guidance (1.0 = off)"""
-    shard: int = 4096
-    """pairs a file"""
-    batch_size: int = 256
+    shard: int = Field(default=4096, ge=1)
+    """pairs per file"""
+    batch_size: int = Field(default=256, ge=1)
     """pairs at a time"""
     weights: Literal["ema", "raw"] = "ema"
     """of the run"""

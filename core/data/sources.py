@@ -15,9 +15,7 @@ import torch
 from PIL import ImageColor
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -152,6 +150,8 @@ def load_data(
 class DataConfig(Strict):
     """The data set; all keys but the first two are for `folder`."""
 
+    LATER = ("fit", "background", "alpha", "skip_unreadable")
+
     name: str
     """digits, fashion_mnist, cifar10 or folder"""
     root: str | None = None
@@ -181,19 +181,10 @@ class DataConfig(Strict):
             raise ValueError(f"{min(given)} is a key for the data set folder, not {self.name}")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, whole: SerializerFunctionWrapHandler) -> dict:
-        """Keys that came later are left out where they change nothing, so that configs from before
-        them keep their hash."""
-        return {k: v for k, v in whole(self).items() if k in ("name", "root", "side")} | (
-            self.of_folder()
-        )
-
     def of_folder(self) -> dict:
         """The keys that only `folder` has, where they are not at their defaults."""
-        keys = ("fit", "background", "alpha", "skip_unreadable")
         default = type(self).model_fields
-        return {k: v for k in keys if (v := getattr(self, k)) != default[k].default}
+        return {k: v for k in self.LATER if (v := getattr(self, k)) != default[k].default}
 
     def load(self, split: str = "train") -> ImageData:
         return load_data(self.name, split, self.root, self.side, **self.of_folder())

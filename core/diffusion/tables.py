@@ -17,22 +17,28 @@ Schedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "l
 
 
 class BetaTable(Strict):
-    """A DDPM schedule as plain data, by the names that diffusers gives them; `steps` is T.
+    """A DDPM schedule as plain data, by the names that diffusers gives them.
 
-    schedule: linear (Ho et al. 2020), scaled_linear (linear in the square root, Rombach et al.
-    2022), squaredcos_cap_v2 (Nichol and Dhariwal 2021), sigmoid (Xu et al. 2022), laplace (Hang et
-    al. 2024), or given: the `betas` themselves. first and last: beta's ends, where the schedule has
-    them. zero_terminal_snr: the square roots of alpha-bar are shifted and scaled so that the last
-    is 0 and the first is kept (Lin et al. 2024, alg. 1).
+    linear (Ho et al. 2020), scaled_linear (linear in the square root, Rombach et al. 2022),
+    squaredcos_cap_v2 (Nichol and Dhariwal 2021), sigmoid (Xu et al. 2022), laplace (Hang et al.
+    2024), or given: the betas themselves.
     """
 
     name: Literal["table"] = "table"
+    """the path's kind"""
     schedule: Schedule
+    """how beta grows"""
     steps: int = 1000
+    """T, the number of betas"""
     first: float = 1e-4
+    """beta at the first step, where the schedule has it as a parameter"""
     last: float = 0.02
+    """beta at the last step, likewise"""
     betas: tuple[float, ...] | None = None
+    """the betas themselves, for schedule: given"""
     zero_terminal_snr: bool = False
+    """shift and scale the square roots of alpha-bar so that the last is 0 and the first is kept (Lin
+    et al. 2024, alg. 1)"""
 
     @model_validator(mode="after")
     def _makes_a_path(self) -> BetaTable:

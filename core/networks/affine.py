@@ -12,12 +12,14 @@ from core.networks.convolutional import check_latent
 
 
 class AffineConfig(NetworkBase):
-    """latent: directions with a scale of their own; all others share one. `conditional` has one map
-    for each class."""
+    """An affine map per class."""
 
     name: Literal["affine"] = "affine"
+    """the network's kind"""
     latent: int = 32
+    """directions with a scale of their own; all others share one"""
     conditional: bool = True
+    """one map per class of data that has any"""
     dropout: ClassVar[float] = 0.0
     second_time: ClassVar[bool] = False
 

@@ -54,19 +54,25 @@ class GeneratorConfig(ConvolutionalConfig, NetworkBase):
     has any."""
 
     name: Literal["generator"] = "generator"
+    """the network\'s kind"""
     latent: int = 64
+    """numbers of noise that are used"""
     conditional: bool = True
+    """embed the labels of data that has any"""
 
     def build(self, channels: int, side: int, num_classes: int) -> Generator:
         return Generator(self, channels, side, num_classes if self.conditional else 0)
 
 
 class AutoencoderConfig(ConvolutionalConfig, NetworkBase):
-    """A generator with an encoder that mirrors it; latent: numbers of the code."""
+    """A generator with an encoder that mirrors it."""
 
     name: Literal["autoencoder"] = "autoencoder"
+    """the network\'s kind"""
     latent: int = 32
+    """numbers of the code"""
     conditional: bool = True
+    """embed the labels of data that has any"""
 
     def build(self, channels: int, side: int, num_classes: int) -> Autoencoder:
         return Autoencoder(self, channels, side, num_classes if self.conditional else 0)

@@ -27,16 +27,19 @@ def diffusers_library(wanted_by: str) -> Any:
 
 
 class DiffusersConfig(NetworkBase):
-    """class_name: of the model in diffusers; config: its own config, as in its config.json; steps:
-    T of the table it was trained on, whose entry k the network is told where t = (k + 1) / T;
-    null_label: whether the last class of a UNet2DModel is the null label (a DiT has one besides its
-    classes)."""
+    """A model of diffusers."""
 
     name: Literal["diffusers"] = "diffusers"
+    """the network's kind"""
     class_name: Literal["UNet2DModel", "DiTTransformer2DModel"]
+    """of the model in diffusers"""
     config: dict[str, Any]
+    """its own config, as in its config.json"""
     steps: int = 1000
+    """T of the table it was trained on, whose entry k it is told where t = (k + 1) / T"""
     null_label: bool = False
+    """whether the last class of a UNet2DModel is the null label (a DiT has one besides its
+    classes)"""
     second_time: ClassVar[bool] = False
 
     @field_validator("config")

@@ -24,6 +24,8 @@ from core.networks.base import NetworkBase
 class UNetConfig(NetworkBase):
     """The U-Net's size; see UNet."""
 
+    LATER = ("time_scale",)
+
     name: Literal["unet"] = "unet"
     """the network's kind"""
     widths: tuple[Annotated[int, Field(ge=4)], ...] = Field(default=(64, 128), min_length=1)

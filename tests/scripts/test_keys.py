@@ -8,12 +8,11 @@ from core.config import Strict
 from core.data import DataConfig
 from core.training.config import (
     BudgetConfig,
-    EmaConfig,
     LogConfig,
-    OptimizerConfig,
     RunConfig,
     TrainConfig,
 )
+from core.training.roles import AverageConfig, OptimizerConfig
 from lab import METHODS, method_class
 from scripts.keys import keys_of
 from scripts.pairs_config import PairsConfig
@@ -50,7 +49,7 @@ def uncommented(cls: type[Strict], prefix: str) -> list[str]:
 
 
 def test_shared_keys_have_comments():
-    sections = {"run": RunConfig, "pairs": PairsConfig, "data": DataConfig, "ema": EmaConfig}
+    sections = {"run": RunConfig, "pairs": PairsConfig, "data": DataConfig, "ema": AverageConfig}
     sections |= {"optimizer": OptimizerConfig, "budget": BudgetConfig, "train": TrainConfig}
     sections |= {"log": LogConfig}
     for name, cls in sections.items():
@@ -73,7 +72,7 @@ def test_help_of_a_method(tmp_path, capsys):
     assert names[: len(own)] == [f"method.{name}" for name in own]
     assert {"run", "data.name", "model.prediction", "train.seed", "log.steps"} <= set(names)
     (rate,) = [line for line in lines if line.startswith("optimizer.lr ")]
-    assert rate.split(maxsplit=3) == ["optimizer.lr", "float", "0.0002", "learning rate"]
+    assert rate.split(maxsplit=3) == ["optimizer.lr", "float", "0.0002", "learning rate after the warm-up"]
     assert "did you mean 'progressive'?" in refused(tmp_path, "train", "--help", "progresive")
     assert run_script("train", "--help")[0] == 0
     assert "--help [METHOD]" in capsys.readouterr().out

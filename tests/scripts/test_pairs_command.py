@@ -7,7 +7,7 @@ import json
 import yaml
 
 from core.config import read_config
-from core.data.pairs import generate_pairs
+from core.pairs import generate_pairs
 from lab import load
 from tests.helpers.command_lines import ROOT, refused, run_script
 from tests.helpers.tiny import train_tiny
