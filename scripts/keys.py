@@ -30,8 +30,8 @@ class Key(NamedTuple):
 def keys_of(
     cls: type[Strict], prefix: str = "", defaults: Any = None, of: str | None = None
 ) -> Iterator[Key]:
-    """The keys of `cls` and of the sections in it. defaults: an instance of `cls` that is itself the
-    default of a section."""
+    """The keys of `cls` and of the sections in it. defaults: an instance of `cls` that is itself
+    the default of a section."""
     for name, field in cls.model_fields.items():
         default = getattr(defaults, name) if isinstance(defaults, cls) else field.get_default()
         options = list(_options(field.annotation))

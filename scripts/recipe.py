@@ -5,8 +5,8 @@ configs/DATASET.
     python -m scripts.recipe digits --all --lanes 2
     python -m scripts.recipe fashion_mnist curve solvers
 
-NAME is a config's file name: a run, stored pairs, or a sweep. A config starts from another one where
-one of its values is what the other makes: `method.teacher: runs/digits/teacher` needs the config
+NAME is a config's file name: a run, stored pairs, or a sweep. A config starts from another one
+where one of its values is what the other makes: `method.teacher: runs/digits/teacher` needs the config
 whose `run` that is. What is there already goes on as it was begun, and is left alone where it is
 finished; the same command goes on after an interruption.
 

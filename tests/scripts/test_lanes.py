@@ -114,13 +114,13 @@ def test_an_interruption_leaves_no_orphans(tmp_path, number):
     """A signal to the parent alone ends both lanes and their children's children, with 130."""
     files = [tmp_path / "a", tmp_path / "b"]
     script = (
-        "import sys\nfrom core.errors import command_line\nfrom scripts.lanes import Job, run_jobs\n"
+        "import sys\nfrom core.errors import command_line\n"
+        "from scripts.lanes import Job, run_jobs\n"
         "jobs = [Job(f, (sys.executable, '-c', sys.argv[1], f)) for f in sys.argv[2:]]\n"
         "command_line(lambda: run_jobs(jobs, 2))()"
     )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", script, PARENT, *map(str, files)], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+    command = [sys.executable, "-c", script, PARENT, *map(str, files)]
+    parent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
     while not all(f.exists() and f.read_text().strip() for f in files):
         assert time.monotonic() < end and parent.poll() is None

@@ -1,4 +1,4 @@
-"""The shell recipes themselves, with a stand-in for python that writes down what it is asked for."""
+"""The shell recipes, with a stand-in for python that writes down what it is asked for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # A virtual environment appears where one is asked for.
 PYTHON = """#!/usr/bin/env bash
 echo "$* ${SHIPPED:+SHIPPED=$SHIPPED}" >> "$LOG"
-if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "echo active >> $LOG" > "$3/bin/activate"; fi
+if [ "$1 $2" = "-m venv" ]; then
+    mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "echo active >> $LOG" > "$3/bin/activate"
+fi
 exit ${CODE:-0}
 """
 
@@ -63,7 +65,8 @@ def test_quickstart(shell, given, dataset, runs, shipped):
     assert shell.log == [
         f"-m scripts.recipe {dataset} --all --lanes 2{shipped}",
         f"-m scripts.recipe {dataset} curve{shipped}",
-        f"-m scripts.plot {runs}/curves.jsonl --markdown {runs}/table.md --relative-to teacher{shipped}",
+        f"-m scripts.plot {runs}/curves.jsonl --markdown {runs}/table.md "
+        f"--relative-to teacher{shipped}",
         f"-m scripts.report {runs}{shipped}",
     ]
     assert shell("bash scripts/quickstart.sh", CODE="3").returncode == 3 and len(shell.log) == 1

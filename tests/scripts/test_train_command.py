@@ -1,5 +1,5 @@
-"""scripts/train.sh from end to end: tiny runs from a folder of configs, killed in the middle and run
-again."""
+"""scripts/train.sh from end to end: tiny runs from a folder of configs, killed in the middle and
+run again."""
 
 from __future__ import annotations
 
