@@ -6,9 +6,9 @@ configs/DATASET.
     python -m scripts.recipe fashion_mnist curve solvers
 
 NAME is a config's file name: a run, stored pairs, or a sweep. A config starts from another one
-where one of its values is what the other makes: `method.teacher: runs/digits/teacher` needs the config
-whose `run` that is. What is there already goes on as it was begun, and is left alone where it is
-finished; the same command goes on after an interruption.
+where one of its values is what the other makes: `method.teacher: runs/digits/teacher` needs the
+config whose `run` that is. What is there already goes on as it was begun, and is left alone where
+it is finished; the same command goes on after an interruption.
 
     RUNS=FOLDER       where runs go, in place of runs/DATASET
     SHIPPED=no        train a teacher that is missing, also where one ships with this repository
