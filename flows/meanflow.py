@@ -10,6 +10,7 @@ from core.diffusion.paths import expand
 from core.diffusion.times import TimeConfig, make_pair_sampler
 from core.errors import UserError
 from core.model import Model
+from core.networks.dropout import same_dropout
 from core.training.derivatives import Derivative, jvp
 from core.training.method import (
     Context,
@@ -21,7 +22,6 @@ from core.training.method import (
     images_and_spec,
     new_model,
     noise_of,
-    same_dropout,
 )
 from core.training.roles import Role
 

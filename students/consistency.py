@@ -16,6 +16,7 @@ from core.diffusion.losses import Distance, distance
 from core.diffusion.parameterisations import ConsistencyFunction
 from core.diffusion.paths import expand
 from core.model import Model
+from core.networks.dropout import same_dropout
 from core.training.method import (
     Context,
     Loss,
@@ -25,7 +26,6 @@ from core.training.method import (
     Stage,
     noise_of,
     regress,
-    same_dropout,
 )
 from core.training.roles import AverageConfig, Role
 from students.teacher import load_teacher, student_source, trainable_copy

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from core.condition import UNCONDITIONED, Condition
 from core.counting import count_unseen
 from core.model import Model
+from core.networks.dropout import same_dropout
 
 Derivative = Literal["forward", "difference"]
 STEP = 1e-3  # of the central difference, in t: its error and float32's rounding are of one size
@@ -52,12 +53,11 @@ def jvp(
     def at(time: Tensor) -> Tensor:
         h = (time - t).view(-1, *[1] * (x.ndim - 1))
         moved = (x.double() + h * tangent.double()).to(x.dtype)
-        state = torch.random.get_rng_state()
-        F = model.output(moved, time, condition, s, autocast=False)
-        torch.random.set_rng_state(state)  # the same dropout masks on both sides
-        return F
+        return model.output(moved, time, condition, s, autocast=False).double()
 
-    first, last = at(before).double(), at(after).double()
+    with same_dropout(x):
+        first = at(before)
+    last = at(after)
     width = (after - before).view(-1, *[1] * (x.ndim - 1))
     share = ((t - before) / (after - before)).view(-1, *[1] * (x.ndim - 1))
     return torch.lerp(first, last, share).to(x.dtype), ((last - first) / width).to(x.dtype)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -191,11 +189,3 @@ def noise_of(batch: Batch) -> Tensor:
     if batch.eps is not None:
         return batch.eps
     return batch.rng.normal(tuple(batch.x0.shape[1:]), "eps")
-
-
-@contextmanager
-def same_dropout(x: Tensor) -> Iterator[None]:
-    """Within the block dropout draws the masks that the forward after it will draw again."""
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        yield

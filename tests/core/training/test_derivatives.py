@@ -8,9 +8,9 @@ from torch import nn
 
 from core.condition import Condition
 from core.counting import count_evals
+from core.networks.dropout import same_dropout
 from core.networks.unet import UNet
 from core.training.derivatives import jvp
-from core.training.method import same_dropout
 from tests.helpers.models import model_of
 
 
