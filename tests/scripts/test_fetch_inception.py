@@ -92,7 +92,7 @@ def test_other_files_are_refused_and_nothing_is_left(tmp_path, monkeypatch, caps
 
 def test_damaged_download_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    page = tmp_path / "page" / "weights.pth"
+    page = tmp_path / "page" / Path(fetching.URL).name
     page.parent.mkdir()
     page.write_text("<html>log in first</html>")
     with pytest.raises(UserError, match="does not have the SHA-256 6726825d"):

@@ -83,13 +83,9 @@ def test_refusals(monkeypatch, tmp_path):
         make_extractor("inception-v3-compat")
     monkeypatch.delenv(INCEPTION_WEIGHTS)
 
-    def no_network(*args, **kwargs):
-        raise OSError("connection refused")
-
-    monkeypatch.setattr(torch_fidelity().utils, "create_feature_extractor", no_network)
-    with pytest.raises(
-        UserError, match=f"could not be downloaded .connection refused.*{INCEPTION_WEIGHTS}"
-    ):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    with pytest.raises(UserError, match=f"not here.*fetch_inception.*{INCEPTION_WEIGHTS}"):
         InceptionExtractor()
 
 
