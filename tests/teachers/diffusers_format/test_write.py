@@ -55,7 +55,7 @@ results = []
 for folder in folders:
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
-    given = torch.load(folder + "/../given.pt")
+    given = torch.load(folder + "/../given.pt", weights_only=True)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.scheduler.set_timesteps(10)
     x = given["noise"]
@@ -129,7 +129,7 @@ def theirs(exported, tmp_path_factory) -> dict[str, torch.Tensor]:
     command = [sys.executable, "child.py", *folders, str(place / "out.pt")]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip(exported, torch.load(place / "out.pt"), strict=True))
+    return dict(zip(exported, torch.load(place / "out.pt", weights_only=True), strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)

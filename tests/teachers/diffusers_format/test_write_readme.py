@@ -119,7 +119,7 @@ def sampled(tmp_path_factory) -> dict[str, tuple[Run, Path, torch.Tensor]]:
     ]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    images = torch.load(place / "images.pt")
+    images = torch.load(place / "images.pt", weights_only=True)
     return {name: (*made[name], image) for name, image in zip(made, images, strict=True)}
 
 
