@@ -8,27 +8,72 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from core.errors import UserError
+from core.errors import UserError, reason
 
 _UMASK = os.umask(0)  # can only be read by setting it
 os.umask(_UMASK)
 
 
 def _partial(path: Path) -> Path:
-    """A name beside `path` for this process; leftovers of processes that were killed are
-    removed."""
+    """A name beside `path` for this process. Leftovers of processes that were killed are removed,
+    but for a folder that was being replaced and whose place is empty: that goes back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.partial"):
+    for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
         owner = left.name.split(".")[-2]
         if not owner.isdigit() or not _alive(int(owner)) or int(owner) == os.getpid():
-            _remove(left)
+            if left.name == _aside(path, owner).name and not path.exists():
+                os.rename(left, path)
+            else:
+                _remove(left)
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _aside(path: Path, process: int | str) -> Path:
+    return path.with_name(f".{path.name}.old.{process}.partial")
+
+
+def _place(path: str | Path, folder: bool) -> Path:
+    """Where to write: `path`, or what it links to.
+
+    Raises:
+        UserError: something is there that is no file (or no folder) and must not be replaced by
+            one, such as a device or a pipe.
+    """
+    place = Path(os.path.realpath(path))
+    kind = "folder" if folder else "file"
+    if os.path.lexists(place) and not (place.is_dir() if folder else place.is_file()):
+        raise UserError(f"{path} exists and is no {kind}: give another name")
+    return place
+
+
+@contextmanager
+def _named(path: str | Path, partial: Path) -> Iterator[None]:
+    """A failure to write, however the library that wrote words it, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename and not _within(error.filename, partial):
+            raise  # of another place
+        what = os.strerror(error.errno) if error.errno else reason(error)
+        raise UserError(f"{path} could not be written: {what}") from error
+    except (SafetensorError, RuntimeError) as error:
+        if not any(words in str(error) for words in WRITE_FAILED):
+            raise
+        raise UserError(f"{path} could not be written: {reason(error)}") from error
+
+
+WRITE_FAILED = ("I/O error", "PytorchStreamWriter", "file write failed")
+
+
+def _within(name: str | bytes | int, partial: Path) -> bool:
+    return isinstance(name, (str, os.PathLike)) and Path(name).is_relative_to(partial)
 
 
 def _alive(process: int) -> bool:
@@ -55,38 +100,47 @@ def _sync(file: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: str | Path) -> Iterator[Path]:
     """Yields a name beside `path` to write to. It takes `path`'s name, on disk, when the block ends
-    without an error; otherwise it is removed and `path` stays as it was."""
-    path = Path(path)
-    partial = _partial(path)
+    without an error; otherwise it is removed and `path` stays as it was. A link stays one: the file
+    that it leads to is replaced.
+
+    Raises:
+        UserError: `path` exists and is no regular file, or cannot be written.
+    """
+    place = _place(path, folder=False)
+    with _named(path, place):
+        partial = _partial(place)
     try:
-        yield partial
-        partial.chmod(0o666 & ~_UMASK)  # safetensors makes its files private
-        _sync(partial)
-        os.replace(partial, path)
+        with _named(path, partial):
+            yield partial
+            partial.chmod(0o666 & ~_UMASK)  # safetensors makes its files private
+            _sync(partial)
+            os.replace(partial, place)
     finally:
         _remove(partial)
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: str | Path) -> Iterator[Path]:
     """The same for a new folder, which is made empty. A folder called `path` is replaced."""
-    path = Path(path)
-    partial = _partial(path)
+    place = _place(path, folder=True)
+    with _named(path, place):
+        partial = _partial(place)
     try:
-        partial.mkdir()
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if path.exists():
-            old = path.with_name(f".{path.name}.old.{os.getpid()}.partial")
-            os.rename(path, old)
-            os.rename(partial, path)
-            _remove(old)
-        else:
-            os.rename(partial, path)
+        with _named(path, partial):
+            partial.mkdir()
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if place.exists():
+                old = _aside(place, os.getpid())
+                os.rename(place, old)
+                os.rename(partial, place)
+                _remove(old)
+            else:
+                os.rename(partial, place)
     finally:
         _remove(partial)
 

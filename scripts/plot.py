@@ -23,6 +23,42 @@ from eval.curves.trade_off import trade_off_tables
 from eval.rows import is_floor, read_rows
 
 
+def draw(
+    curves: list[Path],
+    out: Path,
+    markdown: Path | None = None,
+    relative_to: str | None = None,
+    only: str | None = None,
+) -> list[Path]:
+    """Draws the rows of several curves files together, and writes their tables; returns the files
+    that were written.
+
+    Raises:
+        UserError: a file that is not there or holds nothing to draw, or a selector without rows.
+    """
+    rows = []
+    for file in curves:
+        if not file.exists():
+            raise UserError(f"{file} does not exist: python -m scripts.evaluate writes it")
+        for row in read_rows(file):
+            if row[
+                "samples"
+            ]:  # so that every row's samples are relative to the first file's folder
+                row["samples"] = os.path.relpath(file.parent / row["samples"], curves[0].parent)
+            rows.append(row)
+    if only:
+        rows = select(rows, only) + [row for row in rows if is_floor(row)]
+    ratios = f"{ratio_tables(rows, relative_to)}\n\n" if relative_to else ""
+    written = plot_all(rows, curves[0].parent, out)
+    if markdown:
+        write_text(
+            markdown,
+            f"{markdown_tables(rows)}\n\n{ratios}{ranking_tables(rows)}\n\n{trade_off_tables(rows)}\n",
+        )
+        written.append(markdown)
+    return written
+
+
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -52,28 +88,9 @@ def main() -> None:
     a = parser.parse_args()
     if a.relative_to and not a.markdown:
         raise UserError("--relative-to adds a table to the file of --markdown: name one")
-    rows = []
-    for file in a.curves:
-        if not file.exists():
-            raise UserError(f"{file} does not exist: python -m scripts.evaluate writes it")
-        for row in read_rows(file):
-            if row[
-                "samples"
-            ]:  # so that every row's samples are relative to the first file's folder
-                row["samples"] = os.path.relpath(file.parent / row["samples"], a.curves[0].parent)
-            rows.append(row)
-    if a.only:
-        rows = select(rows, a.only) + [row for row in rows if is_floor(row)]
-    ratios = f"{ratio_tables(rows, a.relative_to)}\n\n" if a.relative_to else ""
-    for path in plot_all(rows, a.curves[0].parent, a.out or a.curves[0].parent):
+    out = a.out or a.curves[0].parent
+    for path in draw(a.curves, out, a.markdown, a.relative_to, a.only):
         print(path)
-    if a.markdown:
-        a.markdown.parent.mkdir(parents=True, exist_ok=True)
-        write_text(
-            a.markdown,
-            f"{markdown_tables(rows)}\n\n{ratios}{ranking_tables(rows)}\n\n{trade_off_tables(rows)}\n",
-        )
-        print(a.markdown)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.files import write_text
+from core.pictures import read_samples
 from core.runs import Load
 from eval.curves.style import Look, look_of, read_styles
 from eval.curves.table import protocol_words, series_words
@@ -113,32 +114,19 @@ def series_data(rows: list[dict]) -> tuple[list[dict], list[list[dict]]]:
 
 def sample_strips(series: list[list[dict]], folder: Path) -> list[dict]:
     """[{"series", "steps", "nfe", "image", "width", "height"}] for every kept strip of samples that
-    is there."""
-    from PIL import Image
-
+    is there. Rows may come from anywhere: nothing outside `folder` is put into the page."""
     strips = []
     for index, rows in enumerate(series):
         last = {
             row["steps"]: row for row in rows if row.get("samples")
         }  # measured again: the last counts
         for _, row in sorted(last.items()):
-            file = folder / row["samples"]
             try:
-                with Image.open(file) as image:
-                    width, height = image.size
-                    image.load()
-            except OSError:
-                print(
-                    f"warning: {file} is missing or damaged; the report goes without it",
-                    file=sys.stderr,
-                )
+                png, width, height = read_samples(folder, row["samples"])
+            except UserError as error:
+                print(f"warning: {error}; the report goes without it", file=sys.stderr)
                 continue
-            entry = {
-                "series": index,
-                "steps": row["steps"],
-                "nfe": row["nfe"],
-                "image": _uri(file.read_bytes()),
-            }
+            entry = {"series": index, "steps": row["steps"], "nfe": row["nfe"], "image": _uri(png)}
             strips.append(entry | {"width": width, "height": height})
     return strips
 

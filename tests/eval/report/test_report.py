@@ -19,8 +19,16 @@ from PIL import Image
 
 from core.data import load_data
 from core.errors import UserError
+from core.pictures import save_png
 from core.runs import sample_images
-from eval.report.document import LIGHT, measure_words, png_uri, readable, write_report
+from eval.report.document import (
+    LIGHT,
+    measure_words,
+    png_uri,
+    readable,
+    sample_strips,
+    write_report,
+)
 from eval.report.training import loss_by_level, prices
 from eval.rows import append_row, read_rows
 from lab import load
@@ -251,3 +259,25 @@ def test_loss_of_stages(tmp_path):
         {"name": "b", "loss": [6.0, 12.0]},
     ]
     assert found["images"] == [1, 2, 3, 4, 5, 6] and loss_by_level(tmp_path / "none") is None
+
+
+def test_no_other_picture_of_the_disk_is_embedded(tmp_path, capsys):
+    """Rows from elsewhere name a picture outside, one behind a link, and a file that is none."""
+    folder = tmp_path / "curves"
+    (folder / "samples").mkdir(parents=True)
+    secret = tmp_path / "secret.png"
+    save_png(torch.zeros(1, 4, 4, dtype=torch.uint8), secret)
+    (folder / "samples" / "link.png").symlink_to(secret)
+    (folder / "samples" / "passwords.png").write_text("root")
+    save_png(torch.ones(1, 4, 8, dtype=torch.uint8), folder / "samples" / "good.png")
+    names = ("../secret.png", str(secret), "samples/link.png", "samples/passwords.png", 3, ["x"])
+    rows = [{"steps": i, "nfe": i, "samples": name} for i, name in enumerate(names, 1)]
+    (strip,) = sample_strips(
+        [[*rows, {"steps": 9, "nfe": 9, "samples": "samples/good.png"}]], folder
+    )
+    assert (strip["steps"], strip["width"], strip["height"]) == (9, 8, 4)
+    assert (
+        base64.b64decode(strip["image"].partition(",")[2])
+        == (folder / "samples" / "good.png").read_bytes()
+    )
+    assert capsys.readouterr().err.count("the report goes without it") == len(names)
