@@ -1,5 +1,22 @@
-"""One thread: the tests' tensors are too small to share, and other jobs may be running."""
+"""One thread: the tests' tensors are too small to share, and other jobs may be running. Hypothesis
+tries a few inputs, or many where HYPOTHESIS_PROFILE=long is set."""
+
+import os
 
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+
+# Machines are shared, so no example has a deadline; the short profile tries the same inputs always.
+slow = [HealthCheck.too_slow]
+settings.register_profile(
+    "short",
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=slow,
+)
+settings.register_profile("long", max_examples=20_000, deadline=None, suppress_health_check=slow)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))

@@ -151,6 +151,38 @@ def test_mistakes_name_the_key(values, message):
         ("run: [1, 2\n", "c.yaml is not valid YAML"),
         ("- 1\n- 2\n", "mapping of keys to values, not a list"),
         ("base: nowhere.yaml\n", "nowhere.yaml does not exist"),
+        (
+            "base: [a.yaml]\n",
+            r"c.yaml: base: must be the path of one other config, got \['a.yaml'\]",
+        ),
+        ("base: 3\n", "c.yaml: base: must be the path of one other config, got 3"),
+        ("base: false\n", "c.yaml: base: must be the path"),
+        ('base: "a\\0b"\n', "base: 'a.*is no text that a file could hold"),
+        (f"base: {'x' * 5000}\n", "does not exist"),
+        ("run: &a [*a]\n", r"c.yaml, line 1: aliases such as \*a are not read"),
+        ("run: &a x\nnote: *a\n", "c.yaml, line 2: aliases"),
+        ("net: &n {dropout: 0.5}\nother: {<<: *n}\n", "c.yaml, line 2: aliases"),
+        ("1: x\n", "c.yaml, line 1: key 1 is no text: put it in quotes"),
+        ("run: x\nyes: x\n", "line 2: key yes is no text"),
+        ("? [a]\n: x\n", "key of a sequence is no text"),
+        ("run: x\n\tnote: y\n", "is not valid YAML.*line 2"),
+        ("net: {dropout: .inf}\n", "c.yaml: net.dropout: must be a finite number, got inf"),
+        ("net: {dropout: .nan}\n", "c.yaml: net.dropout: must be a finite number, got nan"),
+        ("net: {dropout: 1e999}\n", "c.yaml: net.dropout: must be a finite number"),
+        ("net: {widths: [1, 9223372036854775808]}\n", "net.widths.1: the number is too large"),
+        (f"run: {'9' * 5000}\n", "c.yaml holds a value that cannot be read: Exceeds the limit"),
+        ("run: !!int x\n", "c.yaml holds a value that cannot be read"),
+        ("run: 0x_\n", "c.yaml holds a value that cannot be read"),
+        ("run: !!python/name:os.system x\n", "line 1: tag:yaml.org,2002:python/name:os.system is"),
+        ("run: !!python/object/apply:os.system [ls]\n", "line 1: .*os.system is not read"),
+        ("run: !!binary aGVsbG8=\n", "binary is not read"),
+        ("run: !!set {a, b}\n", "set is not read"),
+        ("run: !!timestamp 2026-01-01\n", "timestamp is not read"),
+        ('run: "\\ud800"\n', "run: .*is no text that a file could hold"),
+        ("run: " + "[" * 3000 + "\n", "nested too deeply"),
+        ("run: " + "{a: " * 60 + "1" + "}" * 60 + "\n", "nested too deeply"),
+        ("run: a\0b\n", "is not valid YAML"),
+        ("--- {}\n--- {}\n", "is not valid YAML"),
     ],
 )
 def test_bad_files(tmp_path, text, message):
@@ -159,17 +191,95 @@ def test_bad_files(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_files_that_are_not_utf8(tmp_path):
+    for content in (b"run: \xff\n", "run: x\n".encode("utf-16"), b"\x80\x02}q\x00."):
+        (tmp_path / "c.yaml").write_bytes(content)
+        with pytest.raises(UserError, match="c.yaml is not text in UTF-8") as caught:
+            read_config(tmp_path / "c.yaml")
+        assert "\n" not in str(caught.value)
+
+
+def test_aliases_do_not_explode(tmp_path):
+    """0.6 kB that would be 10^20 items."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 20)]
+    with pytest.raises(UserError, match="line 2: aliases"):
+        read_config(_write(tmp_path, "c.yaml", "\n".join(lines)))
+
+
+def test_many_keys_take_no_quadratic_time(tmp_path):
+    text = "".join(f"k{i}: 0\n" for i in range(20_000))
+    assert len(read_config(_write(tmp_path, "c.yaml", text))) == 20_000
+
+
+def test_dates_are_texts(tmp_path):
+    path = _write(tmp_path, "c.yaml", "run: 2026-01-01\nnote: 2001-12-14t21:59:43.10-05:00\n")
+    config = _parse(read_config(path, ["optimizer.lr=1.0"]))
+    assert (config.run, config.note) == ("2026-01-01", "2001-12-14t21:59:43.10-05:00")
+    assert _parse(read_config(path, ["run=2026-12-31"])).run == "2026-12-31"
+
+
+def test_a_chain_of_base_files_ends(tmp_path):
+    for i in range(100):
+        _write(tmp_path, f"{i}.yaml", f"base: {i + 1}.yaml\n")
+    with pytest.raises(UserError, match="50 files are based on one another"):
+        read_config(tmp_path / "0.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"run": "x", "optimizer": {"lr": float("nan")}}, "optimizer.lr: must be a finite number"),
+        ({"run": "x", "net": {"widths": (1, 10**30)}}, "net.widths.1: the number is too large"),
+        ({"run": object()}, "run: object is not read"),
+        ({"run": {1: 2}}, "run: key 1 is no text"),
+        ({"run": b"x"}, "run: bytes is not read"),
+        ({"run": "\udc80"}, "run: .*no text that a file could hold"),
+    ],
+)
+def test_values_that_no_file_can_say(values, words):
+    with pytest.raises(UserError, match=f"test.yaml: {words}"):
+        _parse(values)
+
+
 def test_missing_file_names_the_nearest(tmp_path):
     _write(tmp_path, "teacher.yaml", "run: x\n")
     with pytest.raises(UserError, match="did you mean 'teacher.yaml'"):
         read_config(tmp_path / "techer.yaml")
 
 
-@pytest.mark.parametrize("override", ["optimizer.lr", "=3", "optimizer.lr=[1"])
-def test_bad_overrides(tmp_path, override):
-    path = _write(tmp_path, "c.yaml", "run: x\n")
-    with pytest.raises(UserError, match="override"):
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.lr", "is not of the form key=value"),
+        ("=3", "is not of the form key=value"),
+        ("a..b=3", "is not of the form key=value"),
+        (".a=3", "is not of the form key=value"),
+        ("optimizer.lr=[1", "override 'optimizer.lr=.1' is not valid YAML"),
+        ("n=[1", "override 'n=.1' is not valid YAML"),
+        ("run.x=1", "override 'run.x=1': run is 'x', which has no keys"),
+        ("stages.0=1", "override 'stages.0=1': stages is a list, which has no keys"),
+        ("optimizer.lr.x.y=1", "optimizer.lr is 1.0, which has no keys"),
+        ("run={1: 2}", "override 'run={1: 2}', line 1: key 1 is no text"),
+        ("run=*a", "line 1: aliases"),
+        ("optimizer.lr=.nan", "optimizer.lr: must be a finite number|config: must be a finite"),
+        ("a." * 500 + "a=1", "nested too deeply"),
+        (f"run={'9' * 5000}", "holds a value that cannot be read"),
+        ("run=\udcff", "is not valid YAML"),
+    ],
+)
+def test_bad_overrides(tmp_path, override, words):
+    path = _write(tmp_path, "c.yaml", "run: x\nstages: []\noptimizer: {lr: 1.0}\n")
+    with pytest.raises(UserError, match=words) as caught:
         read_config(path, [override])
+    assert "override" in str(caught.value) and "\n" not in str(caught.value)
+    str(caught.value).encode()  # can be printed
+
+
+def test_overrides_that_contradict_each_other(tmp_path):
+    path = _write(tmp_path, "c.yaml", "run: x\n")
+    with pytest.raises(UserError, match="net is 1, which has no keys"):
+        read_config(path, ["net=1", "net.dropout=0.5"])
 
 
 def test_base_files_in_a_circle(tmp_path):
