@@ -23,20 +23,20 @@ os.umask(_UMASK)
 
 def _partial(path: Path) -> Path:
     """A name beside `path` for this process. Leftovers of processes that were killed are removed,
-    but for a folder that was being replaced and whose place is empty: that goes back."""
+    but for a folder that was about to be replaced and whose place is empty: that goes back."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{escape(path.name)}.*.replaced"):
+        if not _alive(owner := left.name.split(".")[-2]) and left.name == _aside(path, owner).name:
+            _remove(left) if path.exists() else os.rename(left, path)
     for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
         owner = left.name.split(".")[-2]
-        if not owner.isdigit() or not _alive(int(owner)) or int(owner) == os.getpid():
-            if left.name == _aside(path, owner).name and not path.exists():
-                os.rename(left, path)
-            else:
-                _remove(left)
+        if not _alive(owner) or owner == str(os.getpid()):
+            _remove(left)
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def _aside(path: Path, process: int | str) -> Path:
-    return path.with_name(f".{path.name}.old.{process}.partial")
+    return path.with_name(f".{path.name}.{process}.replaced")
 
 
 def _place(path: str | Path, folder: bool) -> Path:
@@ -48,18 +48,19 @@ def _place(path: str | Path, folder: bool) -> Path:
     """
     place = Path(os.path.realpath(path))
     kind = "folder" if folder else "file"
-    if os.path.lexists(place) and not (place.is_dir() if folder else place.is_file()):
+    if os.path.lexists(place) and not (os.path.isdir if folder else os.path.isfile)(place):
         raise UserError(f"{path} exists and is no {kind}: give another name")
     return place
 
 
 @contextmanager
-def _named(path: str | Path, partial: Path) -> Iterator[None]:
-    """A failure to write, however the library that wrote words it, names `path`."""
+def _named(path: str | Path, partial: Path | None = None) -> Iterator[None]:
+    """A failure to write to `partial` (None: any), however the library that wrote words it, names
+    `path`."""
     try:
         yield
     except OSError as error:
-        if error.filename and not _within(error.filename, partial):
+        if error.filename and partial and not Path(error.filename).is_relative_to(partial):
             raise  # of another place
         what = os.strerror(error.errno) if error.errno else reason(error)
         raise UserError(f"{path} could not be written: {what}") from error
@@ -69,17 +70,14 @@ def _named(path: str | Path, partial: Path) -> Iterator[None]:
         raise UserError(f"{path} could not be written: {reason(error)}") from error
 
 
-WRITE_FAILED = ("I/O error", "PytorchStreamWriter", "file write failed")
+# In the words of safetensors and of torch.save
+WRITE_FAILED = ("I/O error", "PytorchStreamWriter", "inline_container")
 
 
-def _within(name: str | bytes | int, partial: Path) -> bool:
-    return isinstance(name, (str, os.PathLike)) and Path(name).is_relative_to(partial)
-
-
-def _alive(process: int) -> bool:
+def _alive(process: str) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError, ValueError):
         return False
     except PermissionError:
         pass
@@ -87,7 +85,7 @@ def _alive(process: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
@@ -109,7 +107,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         UserError: `path` exists and is no regular file, or cannot be written.
     """
     place = _place(path, folder=False)
-    with _named(path, place):
+    with _named(path):
         partial = _partial(place)
     try:
         with _named(path, partial):
@@ -125,7 +123,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """The same for a new folder, which is made empty. A folder called `path` is replaced."""
     place = _place(path, folder=True)
-    with _named(path, place):
+    with _named(path):
         partial = _partial(place)
     try:
         with _named(path, partial):

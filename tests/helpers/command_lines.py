@@ -1,12 +1,17 @@
-"""The command lines, run in this process."""
+"""The command lines, run in this process or in one of their own, and a disk that is soon full."""
 
 from __future__ import annotations
 
 import io
+import os
 import runpy
+import subprocess
 import sys
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,3 +45,29 @@ def refused(folder: Path, name: str, *arguments: str) -> str:
     assert len(lines) == 1 and lines[0].startswith("error: "), errors
     assert tree(folder) == before
     return lines[0]
+
+
+def run_process(name: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    """`python -m scripts.NAME arguments` in a process of its own; `environment`: changes to that of
+    the tests; other options as subprocess.run has them."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | options.pop("environment", {})
+    command = [sys.executable, "-m", f"scripts.{name}", *map(str, arguments)]
+    return subprocess.run(
+        command, **{"cwd": ROOT, "env": environment, "stdout": -1, "stderr": -1} | options
+    )
+
+
+@contextmanager
+def small_disk(place: Path, size: str = "64k") -> Iterator[Path]:
+    """A file system of that size at `place`; skips the test where none can be mounted."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    try:
+        if subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("only root may mount a small file system")
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
