@@ -18,5 +18,5 @@ settings.register_profile(
     database=None,
     suppress_health_check=slow,
 )
-settings.register_profile("long", max_examples=20_000, deadline=None, suppress_health_check=slow)
+settings.register_profile("long", max_examples=3_000, deadline=None, suppress_health_check=slow)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))

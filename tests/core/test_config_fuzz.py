@@ -82,6 +82,7 @@ yaml_texts = st.one_of(
     values.map(lambda value: yaml.dump(value, default_flow_style=True, allow_unicode=True)),
 )
 classes = st.sampled_from(CLASSES)
+pytestmark = pytest.mark.timeout(3600)  # the long profile takes its time
 
 
 def _config_or_one_line(make) -> Strict | dict | None:

@@ -1,0 +1,182 @@
+"""What the machine does to a command line: full disks, places that cannot be written, no memory,
+readers that go away, terminals that know no ±. One line, and what was there stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core.errors import UserError, command_line, nearest, one_line
+from tests.helpers.command_lines import ROOT, refused, run_process, run_script, small_disk, tree
+from tests.helpers.tiny import tiny_config, train_tiny
+
+DIGITS = ROOT / "results" / "digits" / "curves.jsonl"
+COMPARE = ("compare", DIGITS, "--a", "progressive", "--b", "consistency")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "teacher"
+    train_tiny(folder, images=64)
+    return folder
+
+
+@pytest.fixture
+def commands(run, tmp_path):
+    """Command lines that write to a place."""
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(tiny_config("unused", images=64)))
+    sample = ("sample", run, "--steps", "1", "--count", "2")
+    measure = ("evaluate", "--run", run, "--steps", "1", "--n", "8", "--extractor", "digits-cnn")
+    return lambda place: {
+        "sample": (*sample, "--out", place / "x.png"),
+        "sample into a folder": (*sample, "--folder", place / "x"),
+        "sample a film": (*sample, "--trajectory", place / "x.png"),
+        "train": ("train", config, f"run={place / 'x'}", "--cpu"),
+        "evaluate": (*measure, "--out", place / "x.jsonl", f"cache={tmp_path / 'cache'}"),
+        "plot": ("plot", DIGITS, "--out", place / "x", "--markdown", place / "x.md"),
+        "report": ("report", DIGITS, "--out", place / "x.html", "--images", "0"),
+        "publish": ("publish", run.parent, place / "x"),
+        "fetch": ("fetch_inception", "--out", place / "x.pth", "--from", config),
+        "export": ("teacher", "export", run, place / "x"),
+    }
+
+
+KINDS = ("sample", "sample into a folder", "sample a film", "train", "evaluate", "plot", "report",
+         "publish", "fetch", "export")  # fmt: skip
+
+
+def _last_line(code: int, errors: str) -> str:
+    assert code == 2 and "Traceback" not in errors, errors
+    errors = errors[errors.rindex("error: ") :]
+    assert errors.count("\n") == 1, errors
+    return errors
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("below", ["a file", "/proc"])
+def test_places_that_cannot_be_written(kind, below, commands, tmp_path, run):
+    (tmp_path / "file").write_text("kept")
+    place = tmp_path / "file" if below == "a file" else Path("/proc/nothing")
+    if kind == "publish":
+        (run.parent / "curves.jsonl").write_bytes(DIGITS.read_bytes())
+    line = _last_line(*run_script(*commands(place)[kind]))
+    assert str(place) in line or kind == "fetch"
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("kind", ["sample", "train", "evaluate", "plot", "report"])
+def test_a_full_disk(kind, commands, tmp_path):
+    """In a process of its own, as the kernel's errors come at the end of writing, too."""
+    with small_disk(tmp_path / "disk") as disk:
+        with suppress(OSError), open(disk / "fill", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+        done = run_process(*commands(disk)[kind], encoding="utf-8")
+        line = _last_line(done.returncode, done.stderr)
+        assert "No space left on device" in line or "could not be written" in line
+        assert not [file for file in disk.rglob("*.partial")]
+
+
+def test_memory_that_does_not_suffice(run, tmp_path):
+    done = run_process(
+        "sample", run, "--steps", "1", "--count", str(10**14), "--out", tmp_path / "x.png",
+        encoding="utf-8",
+    )  # fmt: skip
+    assert "out of memory (" in _last_line(done.returncode, done.stderr)
+
+
+def test_a_reader_that_goes_away():
+    for arguments, code in ((COMPARE, 141), (("compare", "--help"), 0)):  # argparse lets it pass
+        read, write = os.pipe()
+        os.close(read)
+        done = run_process(*arguments, stdout=write)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (code, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_behind_stdout():
+    with open("/dev/full", "wb") as full:
+        done = run_process(*COMPARE, stdout=full, encoding="utf-8")
+    assert _last_line(done.returncode, done.stderr) == "error: No space left on device\n"
+
+
+LOCALES = (
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"},
+)
+
+
+@pytest.mark.parametrize("environment", LOCALES)
+def test_letters_that_a_terminal_does_not_have(environment):
+    program = (
+        "from core.errors import command_line; command_line(lambda: print('5 \\u00b1 \\u221e'))()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=os.environ | environment, capture_output=True
+    )
+    mark = b"\xb1" if "latin-1" in environment.values() else b"?"
+    assert (done.returncode, done.stdout) == (0, b"5 " + mark + b" ?\n")
+
+
+def test_files_are_the_same_in_a_locale_that_is_not_utf8(tmp_path):
+    rows = b"".join(DIGITS.read_bytes().splitlines(keepends=True)[:4])
+    printed = {}
+    for name, environment in (("utf8", {"PYTHONUTF8": "1"}), ("other", LOCALES[0] | LOCALES[1])):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "curves.jsonl").write_bytes(rows)
+        for script, *arguments in (
+            ("plot", folder / "curves.jsonl", "--markdown", folder / "table.md"),
+            COMPARE,
+        ):
+            done = run_process(script, *arguments, environment=environment)
+            assert done.returncode == 0, done.stderr
+            printed[name, script] = done.stdout
+    assert tree(tmp_path / "other") == tree(tmp_path / "utf8")
+    assert printed["other", "compare"] == printed["utf8", "compare"]
+    assert "±" in (tmp_path / "other" / "table.md").read_text(encoding="utf-8")
+
+
+def test_names_with_odd_characters_take_one_line(tmp_path):
+    for name in ("a\nb", "a\rb", "a\x1b[31mb", "a\u2028b", os.fsdecode(b"a\xffb")):
+        line = refused(tmp_path, "sample", tmp_path / name, "--steps", "1", "--out", "x.png")
+        assert line.isprintable() and "is not a run" in line
+        refused(tmp_path, "train", tmp_path / name)
+        refused(tmp_path, "train", "configs/digits/teacher.yaml", f"{name}=1")
+    assert one_line("a\nb\té\0") == "a\\nb\\té\\x00"
+    assert str(UserError("'x\n'" + nearest("x", ["y\n"]))) == "'x\\n' (known: y\\n)"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "says"),
+    [
+        ("MemoryError()", 2, "error: out of memory (MemoryError)"),
+        ("torch.OutOfMemoryError('CUDA out of memory.\\nTried')", 2, "error: out of memory (CUDA"),
+        ("RuntimeError('DefaultCPUAllocator: not enough memory: x')", 2, "error: out of memory ("),
+        ("PermissionError(13, 'x', '/a\\nb')", 2, "error: /a\\nb: Permission denied"),
+        ("OSError(28, 'x', 'a', None, 'b')", 2, "error: a and b: No space left on device"),
+        ("OSError('odd')", 2, "error: odd"),
+        ("SystemExit(7)", 7, ""),
+        ("SystemExit('words')", 1, "words"),
+        ("KeyboardInterrupt()", 130, "interrupted"),
+        ("RuntimeError('a bug')", 1, "Traceback"),
+        ("ValueError('a bug')", 1, "Traceback"),
+    ],
+)
+def test_only_what_is_no_bug_becomes_a_line(raised, code, says):
+    assert callable(command_line)
+    program = f"import torch\nfrom core.errors import command_line\n@command_line\ndef main(): raise {raised}\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == code and done.stderr.startswith(says), done.stderr
+    assert says == "Traceback" or done.stderr.count("\n") <= 1
