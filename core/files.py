@@ -6,13 +6,15 @@ import hashlib
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import UserError, reason
@@ -196,6 +198,29 @@ def read_tensors(path: Path, consequence: str) -> tuple[dict[str, Tensor], dict[
         pass
     print(f"warning: {path} is damaged; {consequence}", file=sys.stderr, flush=True)
     return None
+
+
+def load_tensors(file: Path, complaint: str) -> dict[str, Tensor]:
+    """The named tensors, on the CPU, of a file that others wrote: safetensors, or pickled by
+    torch.save. Nothing in it is run.
+
+    Raises:
+        UserError: the `complaint` about the file and the reason, where it is damaged or holds
+            anything but named tensors.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error says it all
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever a file that is no archive leads it to
+        raise UserError(f"{file} {complaint}: {reason(error)}") from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise UserError(f"{file} {complaint}: it holds more than named tensors")
+    return dict(state)
 
 
 def tensors_sha256(tensors: dict[str, Tensor]) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -40,6 +41,7 @@ class Run:
     train_images: int | None
     train_evals: float | None
     train_seconds: float | None
+    more_weights: tuple[Path, ...] = ()  # the other files, where they are in shards
 
     @property
     def spec(self) -> ModelSpec:
@@ -47,7 +49,9 @@ class Run:
 
     @cached_property
     def weights_sha256(self) -> str:
-        return sha256_of(self.weights_file)
+        files = (self.weights_file, *self.more_weights)
+        hashes = [sha256_of(file) for file in files]
+        return hashes[0] if len(files) == 1 else sha256("".join(hashes).encode()).hexdigest()
 
 
 class Format(NamedTuple):
@@ -91,12 +95,13 @@ def load_run(
     Raises:
         NotARun: there is no model. UserError: it has no checkpoint yet, or it is damaged.
     """
+    written_as_path = str(folder).startswith(("./", "../", "/", "~"))  # Path drops the ./
     folder = Path(folder)
     if weights not in ("ema", "raw"):
         raise UserError(f"weights = '{weights}': ema or raw")
     if not (folder / "config.yaml").is_file():
         for other in formats:
-            if other.recognise(folder):
+            if (folder.exists() or not written_as_path) and other.recognise(folder):
                 return other.load(folder, weights, device)
         known = (
             [p.parent.name for p in folder.parent.glob("*/config.yaml")]

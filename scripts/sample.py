@@ -17,7 +17,7 @@ import lab
 from core.data.dataset import to_uint8
 from core.diffusion.grids import GRID_NAMES
 from core.errors import UserError, command_line
-from core.pictures import save_png, tile
+from core.pictures import check_drawable, save_png, tile
 from core.runs import sample_images
 from core.sampling.solvers import SAMPLERS, Progress
 
@@ -83,6 +83,7 @@ def main() -> None:
         raise UserError("--count and --batch-size must be at least 1")
 
     run = lab.load(a.run, a.weights, "cuda" if torch.cuda.is_available() else "cpu", a.steps)
+    check_drawable(run.channels)
     film: list[torch.Tensor] = []
     parts = []
     with tqdm(

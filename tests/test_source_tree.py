@@ -18,7 +18,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "pickle": "shows that the attacks work",
         "torch.load": "shows that the attacks work",
     },
-    "tests/teachers/diffusers_format/test_refusals.py": {"exec": "runs a command that we advise"},
     "tests/teachers/diffusers_format/test_write.py": {
         "trust_remote_code": "loads an export as its users do; the test wrote it"
     },

@@ -9,22 +9,21 @@ under TensorFlow's names.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.errors import UserError, reason
-from core.files import sha256_of
+from core.files import load_tensors, sha256_of
 from eval.features.fidelity import torch_fidelity
 
 DEFAULT_WEIGHTS = Path(
     "runs/.cache/inception/weights-inception-2015-12-05.pth"
 )  # relative to the working folder
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+NOT_WEIGHTS = "is not a file of Inception weights for torch-fidelity"
 URL_SHA256 = "6726825d"  # its beginning, which is in the file's name
 TORCHSCRIPT_SHA1 = "a16e4d89c0ecbc17a915dd76ea9e41211aa82562"
 MAPPED_SHA256 = (
@@ -103,23 +102,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             f"{file} does not have the SHA-256 {URL_SHA256}... of torch-fidelity's weights: delete it, then "
             "python -m scripts.fetch_inception"
         )
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error says it all
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever a file that is no archive leads it to
-        raise UserError(
-            f"{file} is not a file of Inception weights for torch-fidelity: {reason(error)}"
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        raise UserError(
-            f"{file} is not a file of Inception weights for torch-fidelity: it holds more than named tensors"
-        )
-    return dict(state)
+    return load_tensors(file, NOT_WEIGHTS)
 
 
 def inception_network(file: Path) -> nn.Module:
@@ -139,9 +122,7 @@ def inception_network(file: Path) -> nn.Module:
         try:
             return theirs.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
         except RuntimeError as error:
-            raise UserError(
-                f"{file} is not a file of Inception weights for torch-fidelity: {reason(error)}"
-            ) from error
+            raise UserError(f"{file} {NOT_WEIGHTS}: {reason(error)}") from error
 
 
 def convolution_names() -> dict[str, str]:

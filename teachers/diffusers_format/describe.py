@@ -5,7 +5,8 @@ from __future__ import annotations
 from core.diffusion.tables import BetaTable
 from core.networks.diffusers import DiffusersConfig
 from core.runs import Run
-from teachers.diffusers_format.read import published_folder, read_checkpoint
+from teachers.diffusers_format.checkpoint import read_checkpoint
+from teachers.diffusers_format.read import published_folder
 
 
 def describe(run: Run) -> dict[str, str]:

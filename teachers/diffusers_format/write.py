@@ -15,8 +15,10 @@ from core.files import read_text, whole_folder, write_text
 from core.networks.diffusers import DiffusersConfig, diffusers_library
 from core.networks.unet import UNet, UNetConfig
 from core.runs import Run
-from teachers.diffusers_format.read import ORIGIN, OURS, Origin, published_folder
+from teachers.diffusers_format.checkpoint import ORIGIN, OURS, Origin, read_checkpoint
+from teachers.diffusers_format.read import chosen_weights, published_folder
 from teachers.diffusers_format.unet2d import unet2d_config, unet2d_state, why_not_unet2d
+from teachers.diffusers_format.weights import STEM
 from teachers.diffusers_format.write_readme import readme, readme_as_published, steps_made_for
 from teachers.diffusers_format.write_schedule import (
     conversion_table,
@@ -151,17 +153,23 @@ def _origin(run: Run, partial: Path, **more) -> None:
 def _straight(run: Run, source: Path, partial: Path) -> str:
     """A published checkpoint: its own files, in subfolders, with the weights as they are in
     memory."""
-    from teachers.diffusers_format.read import read_checkpoint
-
     checkpoint = read_checkpoint(source)
     name = "transformer" if checkpoint.class_name == "DiTTransformer2DModel" else "unet"
     for file in ("model_index.json", ORIGIN, "README.md", f"{PIPELINE}.py"):
         if (source / file).is_file():
-            shutil.copyfile(source / file, partial / file)
+            shutil.copyfile(_inside(source / file, source), partial / file)
     (partial / "scheduler").mkdir()
-    shutil.copyfile(checkpoint.scheduler_file, partial / "scheduler" / "scheduler_config.json")
+    shutil.copyfile(
+        _inside(checkpoint.scheduler_file, source), partial / "scheduler" / "scheduler_config.json"
+    )
     if checkpoint.class_name == OURS:
-        shutil.copytree(checkpoint.component, partial / name)
+        (partial / name).mkdir()
+        config = _inside(checkpoint.component / "config.json", source)
+        shutil.copyfile(config, partial / name / "config.json")
+        weights = chosen_weights(checkpoint)
+        for file in weights.files():
+            _inside(file, source)
+        weights.write(partial / name / f"{STEM}.safetensors")
         write_text(
             partial / name / f"{MODULE}.py", module_source()
         )  # code is not fetched from the hub
@@ -177,6 +185,17 @@ def _straight(run: Run, source: Path, partial: Path) -> str:
         )
         write_text(partial / "README.md", words)
     return f"{checkpoint.class_name} as it came"
+
+
+def _inside(file: Path, source: Path) -> Path:
+    """`file`; raises UserError for a link that leads out of the checkpoint. Those of the hub's
+    cache lead to its blobs/, beside snapshots/."""
+    place, inside = file.resolve(), [source.resolve()]
+    if source.resolve().parent.name == "snapshots":
+        inside.append(source.resolve().parents[1] / "blobs")
+    if not any(place.is_relative_to(folder) for folder in inside):
+        raise UserError(f"{file} is a link out of {source}: put the file there")
+    return file
 
 
 def _diffusers_network(diffusers, run: Run, partial: Path) -> str:

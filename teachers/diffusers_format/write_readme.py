@@ -9,7 +9,8 @@ from core.diffusion.parameterisations import ConsistencyFunction
 from core.errors import UserError
 from core.files import read_text
 from core.runs import Run
-from teachers.diffusers_format.read import Checkpoint, published_folder, read_checkpoint
+from teachers.diffusers_format.checkpoint import Checkpoint, read_checkpoint
+from teachers.diffusers_format.read import published_folder
 from teachers.diffusers_format.write_schedule import converts, table_steps, time_convention
 
 WRITTEN = "Written by `python -m scripts.teacher export`.\n"

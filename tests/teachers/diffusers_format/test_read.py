@@ -18,7 +18,8 @@ from core.sampling.denoisers import THRESHOLDS, Conditioned, denoiser_for
 from core.sampling.solvers import SAMPLERS
 from core.sampling.solvers.ddim import ddim
 from core.sampling.solvers.unipc import unipc
-from teachers.diffusers_format.read import load_pretrained, read_checkpoint
+from teachers.diffusers_format.checkpoint import read_checkpoint
+from teachers.diffusers_format.read import load_pretrained
 from teachers.diffusers_format.schedules import DDPM_FAMILY
 
 diffusers = pytest.importorskip("diffusers")

@@ -176,35 +176,6 @@ def test_missing_and_damaged_files(folder, file):
     refused(folder, str(folder / file), "is missing")
 
 
-def test_weights_under_another_name_are_named_and_how_to_read_them(folder):
-    """A variant and shards, as diffusers saves them; what the message says to do is done."""
-    component = folder / "unet"
-    (component / "diffusion_pytorch_model.safetensors").unlink()
-    model = diffusers.UNet2DModel.from_config(diffusers.UNet2DModel.load_config(component))
-    model.save_pretrained(component, variant="fp16")
-    refused(
-        folder,
-        "there is diffusion_pytorch_model.fp16.safetensors",
-        'variant="fp16").save_pretrained(FOLDER',
-    )
-    (component / "diffusion_pytorch_model.fp16.safetensors").unlink()
-    model.save_pretrained(component, max_shard_size=2000)
-    assert not (component / "diffusion_pytorch_model.safetensors").exists()
-    with pytest.raises(
-        UserError, match="put in place of that folder what diffusers saves with "
-    ) as caught:
-        load_pretrained(folder)
-    command = (
-        str(caught.value)
-        .split("diffusers saves with ")[1]
-        .replace("FOLDER", f'"{folder / "whole"}"')
-    )
-    exec(command, {"UNet2DModel": diffusers.UNet2DModel})  # noqa: S102
-    shutil.rmtree(component)
-    (folder / "whole").rename(component)
-    assert load_pretrained(folder).spec.side == 8
-
-
 def test_raw_weights_are_not_published(folder):
     with pytest.raises(UserError, match="one set of weights, as published"):
         load_pretrained(folder, "raw")
@@ -227,8 +198,18 @@ def test_core_and_command_lines_do_not_import_diffusers():
 def test_only_names_that_are_nothing_local_are_hub_ids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert is_hub_id(Path("google/ddpm-cifar10-32"))
-    (tmp_path / "runs").mkdir()
-    for other in ("runs/teachr", "runs", "a/b/c", "../a", "/a/b", "a b/c", str(tmp_path / "x")):
+    (tmp_path / "mine").mkdir()
+    here = [f"{folder}/teacher" for folder in ("runs", "results", "teachers", "configs", "data")]
+    for other in (
+        *here,
+        "mine/teachr",
+        "runs",
+        "a/b/c",
+        "../a",
+        "/a/b",
+        "a b/c",
+        str(tmp_path / "x"),
+    ):
         assert not is_hub_id(Path(other)), other
 
 
@@ -238,6 +219,18 @@ def test_the_old_error_where_nothing_is_recognised(tmp_path, monkeypatch):
     (tmp_path / "runs" / "teacher" / "config.yaml").write_text("{}")
     with pytest.raises(UserError, match=r"runs/teachr is not a run.*did you mean 'teacher'"):
         load("runs/teachr")
+
+
+@pytest.mark.parametrize(
+    "name", ["runs/teacher", "./owner/name", "../owner/name", "~/name", "/a/b"]
+)
+def test_paths_are_not_looked_up_on_the_hub(name, tmp_path, monkeypatch):
+    """In a folder without runs/, too."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: pytest.fail())
+    with pytest.raises(UserError, match="is not a run: it has no config.yaml"):
+        load(name)
 
 
 class Hub:

@@ -14,8 +14,9 @@ from core.diffusion.tables import BetaTable
 from core.noise import Noise
 from core.sampling.denoisers import denoiser_for
 from core.sampling.solvers import SAMPLERS
+from teachers.diffusers_format.checkpoint import read_checkpoint
 from teachers.diffusers_format.describe import describe
-from teachers.diffusers_format.read import load_pretrained, read_checkpoint
+from teachers.diffusers_format.read import load_pretrained
 
 diffusers = pytest.importorskip("diffusers")
 from tests.helpers.checkpoints import save_checkpoint, with_scheduler
