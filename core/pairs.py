@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from core.condition import Condition
 from core.counting import count_evals
-from core.data.pairs import Manifest, PairRecipe, read_manifest, write_manifest
+from core.data.pairs import Manifest, PairRecipe, read_manifest, shard_name, write_manifest
 from core.errors import UserError
 from core.files import sha256_of, whole_file
 from core.noise import Noise
@@ -80,7 +80,7 @@ def generate_pairs(
         total=count, initial=done, desc=f"pairs of {run.name}", unit="img", dynamic_ncols=True
     ) as bar:
         for k in range(shards):
-            name = f"{k:06d}.safetensors"
+            name = shard_name(k)
             if name in manifest.shards:
                 continue
             begun, parts, labels = time.perf_counter(), [], []

@@ -7,15 +7,13 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from core.condition import Condition
 from core.config import Strict, parse
 from core.data.dataset import Batch, EpochOrder
-from core.errors import UserError
-from core.files import read_text, sha256_of, write_text
+from core.errors import UserError, reason
+from core.files import load_tensors, read_text, sha256_of, write_text
 from core.model import ModelSpec
 from core.noise import Noise
 
@@ -51,14 +49,18 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         return parse(Manifest, json.loads(read_text(file)), str(file))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{file} is not valid JSON ({error}): delete {folder} and generate the pairs again"
+            f"{file} is not valid JSON ({reason(error)}): delete {folder} and generate the pairs again"
         ) from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / "pairs.json", manifest.model_dump_json(indent=1))
+
+
+def shard_name(k: int) -> str:
+    return f"{k:06d}.safetensors"
 
 
 class PairSource:
@@ -77,11 +79,15 @@ class PairSource:
                 f"{folder} holds no pairs (pairs.json): generate them with python -m scripts.pairs --help"
             )
         self.manifest = manifest
+        if manifest.count < 1 or manifest.shard < 1:
+            raise UserError(f"{folder}/pairs.json: count and shard must be at least 1")
         expected = -(-manifest.count // manifest.shard)
         if len(manifest.shards) < expected:
             raise UserError(
                 f"{folder}: {len(manifest.shards)} of {expected} shards are there; run scripts.pairs again to finish"
             )
+        if other := manifest.shards.keys() - {shard_name(k) for k in range(expected)}:
+            raise UserError(f"{folder}/pairs.json names the shard {min(other)!r}, which is none")
         parts = [self._read(name) for name in sorted(manifest.shards)]
         self.x0 = torch.cat([p["x0"] for p in parts])
         self.label = torch.cat([p["label"] for p in parts])
@@ -97,10 +103,17 @@ class PairSource:
             raise UserError(
                 f"pair shard {file} is truncated or was changed (its sha256 is not the recorded one): {mend}"
             )
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise UserError(f"pair shard {file} is damaged ({error}): {mend}") from error
+        tensors = load_tensors(file, f"is a damaged pair shard ({mend})")
+        m, n = self.manifest, len(tensors.get("index", ()))
+        wanted = {
+            "x0": (torch.float16, (n, m.channels, m.side, m.side)),
+            "label": (torch.int64, (n,)),
+            "index": (torch.int64, (n,)),
+        }
+        found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        if not n or found != wanted:
+            raise UserError(f"pair shard {file} does not hold what pairs.json says: {mend}")
+        return tensors
 
     @property
     def sha256(self) -> str:

@@ -319,3 +319,30 @@ def test_refusals(tmp_path):
     with pytest.raises(UserError, match="cannot be exported: prediction eps has no x0"):
         export(eps_flow, tmp_path / "out")
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+@pytest.mark.parametrize(
+    "place", ["README.md", "scheduler/scheduler_config.json", "fast_sampling.json"]
+)
+def test_links_out_of_a_checkpoint_are_not_followed(tmp_path, place):
+    """A checkpoint from anywhere must not make an export publish another file of the disk. Those of
+    the hub's cache are links, and are."""
+    cache = tmp_path / "models--owner--tiny"
+    folder = save_checkpoint(cache / "snapshots" / "abc")
+    (folder / "README.md").write_text("a card")
+    (folder / "fast_sampling.json").write_text("{}")
+    (cache / "blobs").mkdir()
+    file = folder / place
+    for target, works in ((cache / "blobs" / "123", True), (tmp_path / "secret", False)):
+        target.write_bytes(file.read_bytes())
+        file.unlink()
+        file.symlink_to(target)
+        run = load_pretrained(folder)
+        if works:
+            export(run, tmp_path / "out")
+            assert (tmp_path / "out" / place).read_bytes() == target.read_bytes()
+            assert not (tmp_path / "out" / place).is_symlink()
+        else:
+            with pytest.raises(UserError, match=f"{place} is a link out of"):
+                export(run, tmp_path / "other")
+            assert not (tmp_path / "other").exists()
