@@ -72,7 +72,12 @@ def test_help_of_a_method(tmp_path, capsys):
     assert names[: len(own)] == [f"method.{name}" for name in own]
     assert {"run", "data.name", "model.prediction", "train.seed", "log.steps"} <= set(names)
     (rate,) = [line for line in lines if line.startswith("optimizer.lr ")]
-    assert rate.split(maxsplit=3) == ["optimizer.lr", "float", "0.0002", "learning rate after the warm-up"]
+    assert rate.split(maxsplit=3) == [
+        "optimizer.lr",
+        "float",
+        "0.0002",
+        "learning rate after the warm-up",
+    ]
     assert "did you mean 'progressive'?" in refused(tmp_path, "train", "--help", "progresive")
     assert run_script("train", "--help")[0] == 0
     assert "--help [METHOD]" in capsys.readouterr().out
