@@ -1,197 +1,244 @@
-"""curves.jsonl: one JSON object a line, one line a measured point; lines are only ever appended."""
+"""Rows: measured points of a curve, as lines of curves.jsonl publish them.
+
+A row is read once, here: everyone else sees typed values, the sampling setting whole, and numbers
+of sets and resamples as numbers.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import math
+import re
+from functools import cached_property
+from typing import Annotated, Any, NamedTuple
 
-from filelock import FileLock, Timeout  # PyTorch depends on it
+from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from core.config import Strict
 from core.errors import UserError
+from core.sampling.solvers import OLD_NAMES
+from core.setting import Setting, Threshold
+from eval.settings import normal
 
-# What makes two rows measurements of the same thing. Machine, batch size, process count and date do
-# not.
-IDENTITY = (
-    "dataset",
-    "method",
-    "run",
-    "weights_sha256",
-    "sampler",
-    "steps",
-    "guidance_scale",
-    "threshold",
-    "grid",
-    "n",
-    "fid_error",
-    "seed",
-    "extractor",
-    "extractor_sha256",
-    "reference",
-    "reference_sha256",
-)
 FULL_FID = 50_000  # the n that an FID without an n in its name has
-# Rows that agree in these may be drawn in one curve or table.
-PROTOCOL = (
-    "dataset",
-    "metric",
-    "n",
-    "extractor",
-    "extractor_sha256",
-    "reference",
-    "reference_sha256",
-)
-# What a line of a table or a curve of a plot has in common: everything but the number of steps. Not
-# the weights: a run may keep other weights for other numbers of steps, and is one curve all the
-# same.
-SERIES = (
-    "method",
-    "run",
-    "ema",
-    "sampler",
-    "guidance_scale",
-    "threshold",
-    "grid",
-    "config_sha256",
-    "seed",
-)
+
+LARGEST = 1e30  # beyond it a number is a slip, and its square no number
+Real = Annotated[FiniteFloat, Field(gt=-LARGEST, lt=LARGEST)]
+NotNegative = Annotated[FiniteFloat, Field(ge=0, lt=LARGEST)]
+Positive = Annotated[FiniteFloat, Field(gt=0, lt=LARGEST)]
+Whole = Annotated[int, Field(ge=0, lt=2**53)]  # larger ones are no longer exact in JSON
+Count = Annotated[int, Field(ge=1, lt=2**53)]
 
 
-def identity(row: dict) -> tuple:
-    """The row's values of IDENTITY."""
-    return tuple(row[key] for key in IDENTITY)
+class Protocol(NamedTuple):
+    """Rows that agree in these may be drawn in one curve or table."""
+
+    dataset: str
+    metric: str
+    n: int
+    extractor: str
+    extractor_sha256: str
+    reference: str
+    reference_sha256: str
 
 
-def series_key(row: dict) -> tuple:
-    """The row's values of SERIES."""
-    return tuple(row[key] for key in SERIES)
+class Row(Strict):
+    """One line of curves.jsonl, its keys in their published order.
+
+    A floor compares real images with real images: nothing was sampled, so `sampler` and what goes
+    with it are null.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    dataset: str
+    method: str
+    run: str
+    teacher: str | None = None
+    sampler: str | None
+    steps: Count | None = None
+    nfe: Positive | None = None
+    """network evaluations per image, counted"""
+    guidance_scale: Real | None = None
+    metric: str
+    """FID, or FD in other features than Inception's"""
+    fid: float
+    """the distance; NaN where it has not been measured yet"""
+    fid_std: NotNegative | None = None
+    """of one set of n images"""
+    fid_error: str | None = None
+    """what fid_std is, in words"""
+    fid_infinity: Real | None = None
+    kid: Real | None = None
+    precision: Real | None = None
+    recall: Real | None = None
+    n: Count
+    """images per set"""
+    extractor: str
+    extractor_sha256: str
+    reference: str
+    reference_sha256: str
+    ema: str | None = None
+    seed: int | None = None
+    threshold: Threshold | None = None
+    grid: str | None = None
+    seconds_per_image: NotNegative | None = None
+    peak_memory_bytes: Whole | None = None
+    device: str | None = None
+    train_images: Whole | None = None
+    train_evals: NotNegative | None = None
+    train_seconds: NotNegative | None = None
+    config_sha256: str | None = None
+    weights_sha256: str
+    commit: str | None = None
+    class_histogram: Annotated[tuple[Whole, ...], Field(strict=False)] | None = None
+    """images that the classifier counts to each class"""
+    samples: str | None = None
+    """picture of the first samples, relative to the curves file"""
+    options: dict[str, Real] = {}
+    """the sampler's own options"""
+    sets: Count = 1
+    """sets of n images, whose mean fid is"""
+    resamples: Whole = 0
+    """of the bootstrap that fid_std comes from; 0: there was none"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_versions(cls, values: Any) -> Any:
+        """Rows that name samplers as they were called then, and their sets in words alone."""
+        if not isinstance(values, dict):
+            return values
+        renamed = {**values}
+        if isinstance(sampler := values.get("sampler"), str):
+            renamed["sampler"] = OLD_NAMES.get(sampler, sampler)
+        return {**error_numbers(values.get("fid_error")), **renamed}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Row:
+        if self.sampler is not None:
+            for key in ("steps", "nfe", "ema", "seed"):
+                if getattr(self, key) is None:
+                    raise ValueError(f"key '{key}' is null, though the row has a sampler")
+        if abs(self.fid) > LARGEST:
+            raise ValueError(f"key 'fid' is {self.fid:g}, more than any distance")
+        if self.class_histogram is not None and not sum(self.class_histogram):
+            raise ValueError("key 'class_histogram' counts no image")
+        return self
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether the row compares real images with real images."""
+        return self.sampler is None
+
+    @cached_property
+    def setting(self) -> Setting | None:
+        """How the images were sampled; None for a floor."""
+        if self.sampler is None:
+            return None
+        return normal(
+            Setting(
+                sampler=self.sampler,
+                steps=self.steps,
+                grid=self.grid,
+                guidance_scale=1.0 if self.guidance_scale is None else self.guidance_scale,
+                threshold=self.threshold or "none",
+                options=self.options,
+            )
+        )
+
+    @property
+    def protocol(self) -> Protocol:
+        return Protocol(*(getattr(self, name) for name in Protocol._fields))
+
+    @property
+    def samples_key(self) -> tuple:
+        """What decides the samples, whatever is measured on them."""
+        return (self.weights_sha256, self.setting and self.setting.key(), self.seed)
+
+    @property
+    def key(self) -> tuple:
+        """What makes two rows measurements of the same thing. Machine, batch size, process count
+        and date do not."""
+        error = (self.fid_error, self.sets, self.resamples)
+        return (self.method, self.run, *self.samples_key, error, self.protocol)
+
+    @property
+    def series(self) -> tuple:
+        """What the points of one curve have in common: everything but the number of steps. Not the
+        weights: a run may keep other weights for other numbers of steps, and is one curve all the
+        same."""
+        setting = self.setting and self.setting.model_copy(update={"steps": 1}).key()
+        return (self.method, self.run, self.ema, setting, self.config_sha256, self.seed)
+
+    def json_line(self) -> str:
+        """The row as it is published. Raises ValueError if it has not been measured."""
+        return json.dumps(self.model_dump(mode="json"), allow_nan=False)
 
 
-def read_rows(path: str | Path) -> list[dict]:
-    """All complete rows of a curves file; [] if there is none. A last line that was cut off by a
-    kill is left out.
+def error_words(sets: int, resamples: int, stratified: bool) -> str | None:
+    """What fid_std is, in words; stratified: whether the number of images of each class was
+    fixed."""
+    if sets > 1:
+        return f"{sets} sets"
+    return f"{'stratified ' if stratified else ''}bootstrap {resamples}" if resamples else None
+
+
+def error_numbers(words: Any) -> dict[str, int]:
+    """The same as the keys `sets` and `resamples`, from the words of rows that lack them."""
+    for pattern, key in ((r"(\d{1,9}) sets", "sets"), (r"(?:stratified )?bootstrap (\d{1,9})", "resamples")):
+        if isinstance(words, str) and (match := re.fullmatch(pattern, words)):
+            return {key: int(match[1])}
+    return {}
+
+
+class Unmeasured(Exception):
+    """A row without a distance: null or NaN."""
+
+
+def parse_row(line: bytes, where: str) -> Row:
+    """One line as a row; `where` names it in messages.
 
     Raises:
-        UserError: any other line that is not a row, with its number.
+        Unmeasured: its fid is null or no finite number. UserError: anything else is wrong, with the
+            key.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give a file, for example {path / 'curves.jsonl'}")
-    if not path.exists():
-        return []
-    rows = []
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-            if row is not None:
-                identity(row)
-                rows.append(row)
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):  # no newline after it: writing it was interrupted
-                break
-            raise UserError(
-                f"{path}, line {number} is not a row of a curve ({error!r}): mend or delete that line"
-            ) from error
-    return rows
-
-
-def drop_torn_line(path: Path) -> None:
-    """Removes a last line that was cut off by a kill, or gives a whole one its newline, so that
-    appending is safe."""
-    if not path.is_file():
-        return
-    content = path.read_bytes()
-    if not content or content.endswith(b"\n"):
-        return
-    whole, _, last = content.rpartition(b"\n")
     try:
-        identity(json.loads(last))
-        with open(path, "ab") as file:
-            file.write(b"\n")
-    except (ValueError, KeyError, TypeError):
-        print(f"{path}: its last line was cut off and is measured again", file=sys.stderr)
-        with open(path, "r+b") as file:
-            file.truncate(len(whole) + 1 if whole else 0)
+        row = Row.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if key == "fid" and first["input"] is None:
+            raise Unmeasured from error
+        raise UserError(f"{where}: {_said(first, key)}: mend or delete that line") from error
+    if not math.isfinite(row.fid):
+        raise Unmeasured
+    return row
 
 
-@contextmanager
-def only_writer(path: Path) -> Iterator[None]:
-    """While the block runs, no other process may enter it for the same curves file: two sweeps
-    would measure points twice.
-
-    Raises:
-        UserError: another one is at it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"another sweep is writing {path}: wait for it, or give another out=FILE"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _said(error: dict, key: str) -> str:
+    """A validation error as the end of one line."""
+    if error["type"] == "json_invalid":
+        return f"not valid JSON ({error['ctx']['error']})"
+    if error["type"] == "model_type":
+        return "not a JSON object"
+    if error["type"] == "missing":
+        return f"key '{key}' is missing"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    given = ascii(error["input"])
+    given = given if len(given) <= 60 else f"{given[:57]}..."
+    return f"key '{key}' is {given}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def append_row(path: Path, row: dict) -> None:
-    """Adds one line, on disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
-        file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def measure_words(row: dict, key: str = "fid") -> str:
+def measure_label(row: Row, key: str = "fid") -> str:
     """The name a metric must go by: "FD@300", "FID", "KD@300", "FD∞"; only an FID of 50,000 images
     is called FID plainly."""
     if key == "fid_infinity":
-        return f"{row['metric']}∞"
+        return f"{row.metric}∞"
     names = {
-        "fid": row["metric"],
-        "kid": "KID" if row["metric"] == "FID" else "KD",
+        "fid": row.metric,
+        "kid": "KID" if row.metric == "FID" else "KD",
         "class_distance": "share of classes off",
     }
     name = names.get(key, key)
-    return name if row["metric"] == "FID" and row["n"] >= FULL_FID else f"{name}@{row['n']}"
-
-
-def is_floor(row: dict) -> bool:
-    """Whether the row compares real images with real images: nothing was sampled."""
-    return row["sampler"] is None
-
-
-def by_protocol(rows: list[dict]) -> list[list[dict]]:
-    """Rows grouped by PROTOCOL, in order of appearance: nothing measured differently ends up in one
-    picture or table.
-
-    Of several rows of one series and number of steps only the last counts: the run was measured
-    again after more training, or with another error bar.
-
-    A floor joins every group that differs from it in n alone (a test split may be smaller than n);
-    whoever shows it there says so.
-    """
-
-    def key(row: dict, *without: str) -> tuple:
-        return tuple(row[name] for name in PROTOCOL if name not in without)
-
-    points: dict[tuple, dict[tuple, dict]] = {}
-    for row in rows:
-        if not is_floor(row):
-            points.setdefault(key(row), {})[series_key(row), row["steps"]] = row
-    groups = [list(group.values()) for group in points.values()]
-    floors = [row for row in rows if is_floor(row)]
-    if not groups:
-        return [[row] for row in floors]
-    for group in groups:
-        fitting = [row for row in floors if key(row, "n") == key(group[0], "n")]
-        same_n = [row for row in fitting if row["n"] == group[0]["n"]]
-        group.extend(same_n[-1:] or fitting[-1:])
-    return groups
+    return name if row.metric == "FID" and row.n >= FULL_FID else f"{name}@{row.n}"

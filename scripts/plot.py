@@ -1,9 +1,10 @@
-"""Draws curves.png, seconds.png (both also as .svg) and samples.png from a curves file, without
-sampling anything.
+"""Draws curves.png, coverage.png, seconds.png (each also as .svg) and samples.png from a curves
+file, without sampling anything.
 
-python -m scripts.plot runs/quickstart/curves.jsonl python -m scripts.plot a/curves.jsonl
-b/curves.jsonl --out pictures --markdown table.md --relative-to teacher python -m scripts.plot
-runs/quickstart/curves.jsonl --only run=teacher --out teacher
+    python -m scripts.plot runs/quickstart/curves.jsonl
+    python -m scripts.plot a/curves.jsonl b/curves.jsonl --out pictures --markdown table.md \\
+        --relative-to teacher
+    python -m scripts.plot runs/quickstart/curves.jsonl --only run=teacher --out teacher
 """
 
 from __future__ import annotations
@@ -20,7 +21,20 @@ from eval.curves.ranking import ranking_tables
 from eval.curves.ratios import ratio_tables
 from eval.curves.table import markdown_tables
 from eval.curves.trade_off import trade_off_tables
-from eval.rows import is_floor, read_rows
+from eval.curves_file import read_measured
+from eval.rows import Row
+
+
+def read_together(files: list[Path]) -> list[Row]:
+    """The rows of all files, every row's samples relative to the first file's folder."""
+    home, rows = files[0].parent, []
+    for file in files:
+        for row in read_measured(file):
+            if row.samples:
+                moved = os.path.relpath(file.parent / row.samples, home)
+                row = row.model_copy(update={"samples": moved})
+            rows.append(row)
+    return rows
 
 
 def draw(
@@ -36,25 +50,14 @@ def draw(
     Raises:
         UserError: a file that is not there or holds nothing to draw, or a selector without rows.
     """
-    rows = []
-    for file in curves:
-        if not file.exists():
-            raise UserError(f"{file} does not exist: python -m scripts.evaluate writes it")
-        for row in read_rows(file):
-            if row[
-                "samples"
-            ]:  # so that every row's samples are relative to the first file's folder
-                row["samples"] = os.path.relpath(file.parent / row["samples"], curves[0].parent)
-            rows.append(row)
+    rows = read_together(curves)
     if only:
-        rows = select(rows, only) + [row for row in rows if is_floor(row)]
-    ratios = f"{ratio_tables(rows, relative_to)}\n\n" if relative_to else ""
+        rows = select(rows, only) + [row for row in rows if row.is_floor]
     written = plot_all(rows, curves[0].parent, out)
     if markdown:
-        write_text(
-            markdown,
-            f"{markdown_tables(rows)}\n\n{ratios}{ranking_tables(rows)}\n\n{trade_off_tables(rows)}\n",
-        )
+        ratios = [ratio_tables(rows, relative_to)] if relative_to else []
+        tables = [markdown_tables(rows), *ratios, ranking_tables(rows), trade_off_tables(rows)]
+        write_text(markdown, "\n\n".join(tables) + "\n")
         written.append(markdown)
     return written
 

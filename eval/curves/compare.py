@@ -9,10 +9,16 @@ from dataclasses import dataclass
 from scipy import stats
 
 from core.errors import UserError, nearest
-from eval.rows import PROTOCOL, SERIES, identity, is_floor
+from eval.curves.series import measured
+from eval.curves.text import one_line, text_table
+from eval.rows import Protocol, Row
 
-KEYS = (*SERIES, *PROTOCOL, "steps", "weights_sha256", "fid_error")  # what a selector may name
-SIGNIFICANT = 2.0  # |z| from which a difference counts as larger than its error, where the error is well known
+# What a selector may name
+KEYS = (
+    "method", "run", "ema", "sampler", "guidance_scale", "threshold", "grid", "config_sha256",
+    "seed", *Protocol._fields, "steps", "weights_sha256", "fid_error",
+)  # fmt: skip
+SIGNIFICANT = 2.0  # |z| from which a difference is more than its error, where that is well known
 
 
 @dataclass(frozen=True)
@@ -50,26 +56,21 @@ class Comparison:
         return "a" if self.difference < 0 else "b"
 
 
-def standard_error(row: dict) -> float | None:
+def standard_error(row: Row) -> float | None:
     """The standard error of the row's `fid`; None without an error bar.
 
-    fid_std is the spread of one set of n images. A row of "K sets" reports their mean, whose error
-    is sqrt(K) times smaller.
+    fid_std is the spread of one set of n images. A row of several sets reports their mean, whose
+    error is smaller by the root of their number.
     """
-    return None if row["fid_std"] is None else row["fid_std"] / _sets(row) ** 0.5
+    return None if row.fid_std is None else row.fid_std / row.sets**0.5
 
 
-def _sets(row: dict) -> int:
-    words = (row["fid_error"] or "").split()
-    return int(words[0]) if len(words) == 2 and words[1] == "sets" else 1
-
-
-def needed_z(x: dict, y: dict) -> float:
+def needed_z(x: Row, y: Row) -> float:
     """The |z| from which two rows' difference is more than its error: 2 where the errors are well
     known, and more where they come from a few sets, so that chance goes beyond it no more often
     (4.6 %): Student's t with Welch and Satterthwaite's degrees of freedom. Two rows of 3 sets with
     errors of one size need 2.9."""
-    errors = [(standard_error(row) ** 2, _sets(row) - 1) for row in (x, y)]
+    errors = [(standard_error(row) ** 2, row.sets - 1) for row in (x, y)]
     spent = sum(variance**2 / sets for variance, sets in errors if sets)
     if not spent:
         return SIGNIFICANT
@@ -77,7 +78,7 @@ def needed_z(x: dict, y: dict) -> float:
     return float(stats.t.isf(stats.norm.sf(SIGNIFICANT), degrees))
 
 
-def select(rows: list[dict], selector: str) -> list[dict]:
+def select(rows: list[Row], selector: str) -> list[Row]:
     """The measured rows that a selector means: a method, or key=value pairs, such as
     "method=ddpm,sampler=unipc".
 
@@ -93,18 +94,18 @@ def select(rows: list[dict], selector: str) -> list[dict]:
         if key not in KEYS:
             raise UserError(f"'{selector}': unknown key '{key}'{nearest(key, KEYS)}")
         wanted[key] = value
-    measured = [row for row in rows if not is_floor(row)]
+    points = measured(rows)
     chosen = [
-        row for row in measured if all(_same(row[key], value) for key, value in wanted.items())
+        row for row in points if all(_same(getattr(row, k), v) for k, v in wanted.items())
     ]
     if not chosen:
         key, value = next(
-            ((k, v) for k, v in wanted.items() if not any(_same(r[k], v) for r in measured)),
+            ((k, v) for k, v in wanted.items() if not any(_same(getattr(r, k), v) for r in points)),
             ("", selector),
         )
-        known = nearest(value, {row[key] for row in measured}) if key and measured else ""
-        raise UserError(f"no row is '{selector}'{known}")
-    return list({identity(row): row for row in chosen}.values())
+        known = nearest(value, {getattr(row, key) for row in points}) if key and points else ""
+        raise UserError(one_line(f"no row is '{selector}'{known}"))
+    return list({row.key: row for row in chosen}.values())
 
 
 def _same(stored, text: str) -> bool:
@@ -123,28 +124,28 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _protocol(row: dict) -> tuple:
-    return tuple(row[key] for key in PROTOCOL)
-
-
-def _points(rows: list[dict], by: str, name: str) -> dict[float, dict]:
-    points: dict[float, dict] = {}
+def _points(rows: list[Row], by: str, name: str) -> dict[float, Row]:
+    points: dict[float, Row] = {}
     for row in rows:
-        at = round(row[by], 6)
+        at = round(getattr(row, by), 6)
         if (other := points.setdefault(at, row)) is not row:
-            key = next((k for k in KEYS if row[k] != other[k]), "steps")
+            key = next((k for k in KEYS if getattr(row, k) != getattr(other, k)), None)
+            if key is None:
+                raise UserError(f"{name} has rows at {by} = {at:g} that differ in options alone")
+            mine, theirs = getattr(row, key), getattr(other, key)
             raise UserError(
-                f"{name} has several rows at {by} = {at:g}, which differ in {key} ({other[key]} and {row[key]}): "
-                f"say which, for example {name.split(',')[0]},{key}={row[key]}"
+                one_line(
+                    f"{name} has several rows at {by} = {at:g}, which differ in {key} ({theirs} and "
+                    f"{mine}): say which, for example {name.split(',')[0]},{key}={mine}"
+                )
             )
     return points
 
 
 def compare(
-    a: list[dict], b: list[dict], by: str = "steps", names: Sequence[str] = ("a", "b")
-) -> list[list[Comparison]]:
-    """The points that both series have, sorted, in one list for each protocol that both were
-    measured with.
+    a: list[Row], b: list[Row], by: str = "steps", names: Sequence[str] = ("a", "b")
+) -> dict[Protocol, list[Comparison]]:
+    """The points that both series have, sorted, by each protocol that both were measured with.
 
     The two errors are combined as if independent. Rows of one seed share their noise, which usually
     correlates them, so that the true error is rather smaller. Neither includes what another
@@ -159,41 +160,45 @@ def compare(
     """
     if by not in ("steps", "nfe"):
         raise UserError(f"by = '{by}': steps or nfe")
-    common = [p for p in dict.fromkeys(map(_protocol, a)) if p in set(map(_protocol, b))]
+    theirs = {row.protocol for row in b}
+    common = [p for p in dict.fromkeys(row.protocol for row in a) if p in theirs]
     if not common:
-        # The closest pair of rows, so that the field named is the one in the way.
-        x, y = min(
-            ((x, y) for x in a for y in b),
-            key=lambda pair: sum(pair[0][k] != pair[1][k] for k in PROTOCOL),
-        )
-        differing = [f"{key} ({x[key]} and {y[key]})" for key in PROTOCOL if x[key] != y[key]]
-        raise UserError(
-            f"{names[0]} and {names[1]} were measured differently, they differ in {', '.join(differing)}"
-        )
-    results = []
+        raise UserError(one_line(_in_the_way(a, b, names)))
+    results = {}
     for protocol in common:
-        mine = _points([row for row in a if _protocol(row) == protocol], by, names[0])
-        theirs = _points([row for row in b if _protocol(row) == protocol], by, names[1])
-        found = []
-        for at in sorted(mine.keys() & theirs.keys()):
-            x, y = mine[at], theirs[at]
-            errors = standard_error(x), standard_error(y)
-            error = None if None in errors else (errors[0] ** 2 + errors[1] ** 2) ** 0.5
-            found.append(
-                Comparison(
-                    at, x["fid"], y["fid"], error, SIGNIFICANT if error is None else needed_z(x, y)
-                )
-            )
-        results.append(found)
-    if not any(results):
+        one = _points([row for row in a if row.protocol == protocol], by, names[0])
+        two = _points([row for row in b if row.protocol == protocol], by, names[1])
+        shared = sorted(one.keys() & two.keys())
+        results[protocol] = [_comparison(at, one[at], two[at]) for at in shared]
+    if not any(results.values()):
         raise UserError(f"{names[0]} and {names[1]} have no {by} in common")
     return results
+
+
+def _comparison(at: float, x: Row, y: Row) -> Comparison:
+    errors = standard_error(x), standard_error(y)
+    if None in errors:
+        return Comparison(at, x.fid, y.fid, None)
+    return Comparison(at, x.fid, y.fid, (errors[0] ** 2 + errors[1] ** 2) ** 0.5, needed_z(x, y))
+
+
+def _in_the_way(a: list[Row], b: list[Row], names: Sequence[str]) -> str:
+    """What the protocols of the closest pair of rows differ in."""
+
+    def differing(x: Protocol, y: Protocol) -> list[str]:
+        pairs = zip(Protocol._fields, x, y, strict=True)
+        return [f"{key} ({mine} and {theirs})" for key, mine, theirs in pairs if mine != theirs]
+
+    found = min((differing(x.protocol, y.protocol) for x in a for y in b), key=len)
+    return (
+        f"{names[0]} and {names[1]} were measured differently, they differ in {', '.join(found)}"
+    )
 
 
 def comparison_table(points: list[Comparison], by: str, names: Sequence[str]) -> str:
     """Aligned lines: the point, both distances, difference with its error, ratio, z, and the
     verdict in words."""
-    words = {
+    verdicts = {
         "a": f"{names[0]} is better",
         "b": f"{names[1]} is better",
         "none": "within the error",
@@ -201,24 +206,8 @@ def comparison_table(points: list[Comparison], by: str, names: Sequence[str]) ->
     }
     lines = [[by, names[0], names[1], "difference", "error", "ratio", "z", ""]]
     for p in points:
-        optional = ["-" if v is None else f"{v:.3g}" for v in (p.error, p.ratio)]
+        error, ratio = ("-" if v is None else f"{v:.3g}" for v in (p.error, p.ratio))
         z = "-" if p.z is None else f"{p.z:+.1f}"
-        lines.append(
-            [
-                f"{p.at:g}",
-                f"{p.a:.4g}",
-                f"{p.b:.4g}",
-                f"{p.difference:+.3g}",
-                *optional,
-                z,
-                words[p.verdict],
-            ]
-        )
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    last = len(widths) - 1
-    return "\n".join(
-        "  ".join(
-            c.ljust(w) if i == last else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))
-        ).rstrip()
-        for line in lines
-    )
+        distances = [f"{p.at:g}", f"{p.a:.4g}", f"{p.b:.4g}", f"{p.difference:+.3g}"]
+        lines.append([*distances, error, ratio, z, verdicts[p.verdict]])
+    return text_table(lines, left=(len(lines[0]) - 1,))

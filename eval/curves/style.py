@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +12,10 @@ from core.sampling.solvers import SAMPLERS
 STYLE = Path(__file__).with_name("style.yaml")
 SPARE = ("#000000", "#A5AA99", "#882255", "#44AA99", "#999933", "#F0E442")  # yellow last
 GREYS = ("#222222", "#666666", "#999999", "#444444", "#808080", "#B0B0B0")
-# For the samplers of a method in greys that has the picture to itself; 12 for the 12 of
-# core/sampling/solvers.
+# For the samplers of a method in greys that has the picture to itself, one each.
 COLORS = (
     "#222222", "#999999", "#E69F00", "#8C564B", "#CC79A7", "#999933",
-    "#0072B2", "#009E73", "#56B4E9", "#44AA99", "#D55E00", "#882255",
+    "#0072B2", "#009E73", "#56B4E9", "#44AA99", "#D55E00", "#882255", "#332288",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 DASHES = (
@@ -38,6 +38,10 @@ class MethodStyle(Strict):
     label: str | None = None
     color: str | None = None
     neutral: bool = False
+    generator: bool = False
+    """not sampled in steps: its sampler goes without saying"""
+    sampler: str | None = None
+    """the sampler that goes without saying where the method was measured with no other"""
 
 
 class Look(NamedTuple):
@@ -49,6 +53,7 @@ class Look(NamedTuple):
     label: str
 
 
+@cache
 def read_styles(path: Path = STYLE) -> dict[str, MethodStyle]:
     return {
         name: parse(MethodStyle, values, f"{path}, {name}")
@@ -56,10 +61,13 @@ def read_styles(path: Path = STYLE) -> dict[str, MethodStyle]:
     }
 
 
-def look_of(method: str, sampler: str, methods: list[str], styles: dict[str, MethodStyle]) -> Look:
+def look_of(
+    method: str, sampler: str, methods: list[str], styles: dict[str, MethodStyle] | None = None
+) -> Look:
     """The look of a method with a sampler; `methods`: all in the picture, so that unlisted ones do
     not share a colour, and one that is alone and drawn in greys otherwise has a colour a
     sampler."""
+    styles = read_styles() if styles is None else styles
     style = styles.get(method, MethodStyle())
     names = list(SAMPLERS)
     place = names.index(sampler) if sampler in names else 0
