@@ -14,8 +14,11 @@ from core.errors import UserError, nearest
 if TYPE_CHECKING:
     import torch
 
+    from core.model import Model
     from core.runs import Run
+    from core.setting import Setting
     from core.training.method import Method
+    from eval.rows import Row
     from eval.sweep.config import SweepConfig
 
 METHODS: dict[str, str] = {
@@ -66,7 +69,34 @@ def load(
     return load_run(folder, weights, device, steps, [_named(place) for place in FORMATS])
 
 
-def measure(config: SweepConfig) -> list[dict]:
+def sample(
+    run_or_model: Run | Model,
+    setting: Setting | None = None,
+    n: int = 64,
+    seed: int = 0,
+    label: int | None = None,
+    batch_size: int = 256,
+) -> torch.Tensor:
+    """uint8 images [n, C, S, S] on the CPU; sample i depends on (seed, i) alone.
+
+    Args:
+        setting: None: as the model is meant to be sampled.
+        label: one class for all; None: classes take turns.
+
+    Raises:
+        UserError: the setting does not fit the model, or its weights have diverged.
+    """
+    import torch
+
+    from core.sampling.sample import sample_images
+
+    model = getattr(run_or_model, "model", run_or_model)
+    batches = torch.arange(n).split(batch_size)
+    setting = setting or model.spec.setting
+    return torch.cat([sample_images(model, setting, part, seed, label) for part in batches])
+
+
+def measure(config: SweepConfig) -> list[Row]:
     """The rows of a sweep: points that its curves file does not hold yet are measured and appended.
 
     Raises:

@@ -2,8 +2,7 @@
 measured again.
 
     {"data": {"name": "digits"}, "rows": [{"sampler": "ddim", "steps": 16, "n": 300, "seed": 0,
-    "extractor": "digits-cnn",
-     "fid": 2.59, "fid_std": 0.57, "fid_error": "3 sets", ...}]}
+    "extractor": "digits-cnn", "fid": 2.59, "fid_std": 0.57, "fid_error": "3 sets", ...}]}
 
 `data` is needed where the run does not know what it was trained on. Other keys, of the card and of
 its rows, are the author's.
@@ -12,22 +11,69 @@ its rows, are the author's.
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from core.config import parse
+from pydantic import ConfigDict, ValidationError, model_validator
+
+from core.config import Strict, parse
 from core.errors import UserError
 from core.files import read_text
 from core.runs import Load
-from eval.rows import by_protocol, is_floor, read_rows
+from core.setting import Threshold
+from eval.curves.series import by_protocol, measured
+from eval.curves_file import read_rows
+from eval.rows import Count, Positive, Real, Row, Whole, earlier_versions, said
 from eval.sweep.config import SweepConfig
 from eval.sweep.run import run_sweep
 
-NEEDED = ("sampler", "steps", "n", "seed", "extractor", "fid", "fid_std")
 WORST = 4.0  # standard deviations
+
+
+class Expected(Strict):
+    """A row of a card: as much of a published row as is needed to measure it again."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    sampler: str
+    steps: Count
+    n: Count
+    seed: int
+    extractor: str
+    fid: Real
+    fid_std: Positive
+    """what a deviation is measured in"""
+    sets: Count = 1
+    resamples: Whole = 20
+    guidance_scale: Real | None = None
+    threshold: Threshold | None = None
+    grid: str | None = None
+    options: dict[str, Real] = {}
+    nfe: Positive | None = None
+    metric: str = "Fréchet distance"
+    ema: str | None = None
+    reference: str | None = None
+    weights_sha256: str | None = None
+    extractor_sha256: str | None = None
+    reference_sha256: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_versions(cls, values: Any) -> Any:
+        return earlier_versions(values)
+
+    @property
+    def images(self) -> int:
+        """Images that measuring the row again takes."""
+        return self.n * self.sets
+
+    @property
+    def cost(self) -> float:
+        """Network evaluations that measuring the row again takes, about."""
+        return (self.nfe or self.steps) * self.images
 
 
 @dataclass(frozen=True)
@@ -35,7 +81,7 @@ class Card:
     """The expected rows of a card, cheapest first, and its data section if it has one."""
 
     file: Path
-    rows: tuple[dict, ...]
+    rows: tuple[Expected, ...]
     data: dict | None
 
 
@@ -44,8 +90,8 @@ class Verdict:
     """expected and measured rows; deviations: (measured - expected) / fid_std, positive where it is
     worse."""
 
-    expected: dict
-    measured: dict
+    expected: Expected
+    measured: Row
     deviations: float
 
     @property
@@ -55,32 +101,20 @@ class Verdict:
     @property
     def other_weights(self) -> str | None:
         """The sha256 of the weights that were expected, where others were measured."""
-        expected = self.expected.get("weights_sha256")
-        return expected if expected not in (None, self.measured["weights_sha256"]) else None
+        expected = self.expected.weights_sha256
+        return expected if expected not in (None, self.measured.weights_sha256) else None
 
     def __str__(self) -> str:
         e, m = self.expected, self.measured
-        agrees = f"{abs(self.deviations):.2f} standard deviations {'worse' if self.deviations > 0 else 'better'}"
-        asked = f"{e['sampler']} x{e['steps']}, n = {e['n']}, {e['extractor']}"
+        side = "worse" if self.deviations > 0 else "better"
         verdict = (
             f"more than {WORST:g}: NOT what its card says" if self.worse else "as its card says"
         )
-        return f"{asked}: {m['metric']} {m['fid']:.4g}, the card {e['fid']:.4g} ± {e['fid_std']:.2g}: {agrees}, {verdict}"
-
-
-def images_of(row: dict) -> int:
-    """Images that measuring the row again takes."""
-    return row["n"] * _sets(row)
-
-
-def _sets(row: dict) -> int:
-    match = re.fullmatch(r"(\d+) sets", row.get("fid_error") or "")
-    return int(match[1]) if match else 1
-
-
-def _bootstrap(row: dict) -> int:
-    match = re.fullmatch(r"(?:stratified )?bootstrap (\d+)", row.get("fid_error") or "")
-    return int(match[1]) if match else 20
+        return (
+            f"{e.sampler} x{e.steps}, n = {e.n}, {e.extractor}: {m.metric} {m.fid:.4g}, the card "
+            f"{e.fid:.4g} ± {e.fid_std:.2g}: {abs(self.deviations):.2f} standard deviations {side}, "
+            f"{verdict}"
+        )
 
 
 def read_rows_as_card(file: Path, run: str) -> Card:
@@ -96,13 +130,15 @@ def read_rows_as_card(file: Path, run: str) -> Card:
         )
     if file.suffix != ".jsonl":
         return _read(file)
-    rows = [row for row in read_rows(file) if not is_floor(row)]
-    mine = [row for row in rows if row["run"] == run]
+    rows = measured(read_rows(file))
+    mine = [row for row in rows if row.run == run]
     if not mine:
         raise UserError(
-            f"{file} has no row of the run '{run}'; it has {', '.join(sorted({row['run'] for row in rows}))}"
+            f"{file} has no row of the run '{run}'; it has "
+            f"{', '.join(sorted({row.run for row in rows})) or 'none'}"
         )
-    return _checked(file, {"rows": [row for group in by_protocol(mine) for row in group]})
+    points = [row for group in by_protocol(mine) for row in group]
+    return _card(file, {"rows": [row.model_dump(mode="json") for row in points]})
 
 
 def read_card(folder: Path) -> Card | None:
@@ -118,63 +154,52 @@ def read_card(folder: Path) -> Card | None:
 def _read(file: Path) -> Card:
     try:
         content = json.loads(read_text(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error}): mend it") from error
-    return _checked(file, content)
+    return _card(file, content)
 
 
-def _checked(file: Path, content: dict) -> Card:
-    if (
-        not isinstance(content, dict)
-        or not isinstance(content.get("rows"), list)
-        or not content["rows"]
-    ):
+def _card(file: Path, content: Any) -> Card:
+    given = content.get("rows") if isinstance(content, dict) else None
+    if not isinstance(given, list) or not given:
         raise UserError(f"{file}: key 'rows' must be a list of at least one expected row")
-    for number, row in enumerate(content["rows"], 1):
-        for key in NEEDED:
-            if not isinstance(row, dict) or key not in row:
-                raise UserError(f"{file}: rows, number {number}: key '{key}' is missing")
-        if not isinstance(row["fid_std"], (int, float)) or not row["fid_std"] > 0:
-            raise UserError(
-                f"{file}: rows, number {number}: fid_std = {row['fid_std']!r}: a number above 0, or nothing can be compared"
-            )
-    rows = sorted(
-        content["rows"], key=lambda row: (row.get("nfe") or row["steps"]) * images_of(row)
-    )
-    return Card(file, tuple(rows), content.get("data"))
+    rows = []
+    for number, row in enumerate(given, 1):
+        try:
+            rows.append(Expected.model_validate(row))
+        except ValidationError as error:
+            raise UserError(f"{file}: rows, number {number}: {said(error)}") from error
+    return Card(file, tuple(sorted(rows, key=lambda row: row.cost)), content.get("data"))
 
 
 def sweep_of(
-    card: Card, row: dict, run: str, data: dict | None, out: Path, device: str | None
+    card: Card, row: Expected, run: str, data: dict | None, out: Path, device: str | None
 ) -> SweepConfig:
     """The sweep of one point that measures an expected row again.
 
     Raises:
         UserError: a setting that the harness does not know, named with the card.
     """
-    reference = str(row.get("reference") or "train").split()[-1]
-    both = (
-        Path(run) / "config.yaml"
-    ).is_file()  # a published folder has one set of weights, be it somebody's raw ones
+    # a published folder has one set of weights, even where those are somebody's raw ones
+    both = (Path(run) / "config.yaml").is_file()
     entry = {
         "run": run,
-        "weights": "raw" if both and row.get("ema") == "raw" else "ema",
-        "samplers": [row["sampler"]],
-        "steps": [row["steps"]],
-        "guidance_scales": [
-            1.0 if row.get("guidance_scale") is None else float(row["guidance_scale"])
-        ],
-        "threshold": row.get("threshold") or "none",
-        "grid": row.get("grid"),
+        "weights": "raw" if both and row.ema == "raw" else "ema",
+        "samplers": [row.sampler],
+        "steps": [row.steps],
+        "guidance_scales": None if row.guidance_scale is None else [row.guidance_scale],
+        "threshold": row.threshold,
+        "grid": row.grid,
+        "options": row.options,
     }
     values = {
         "out": str(out),
-        "extractor": row["extractor"],
-        "reference": reference,
-        "n": row["n"],
-        "sets": _sets(row),
-        "bootstrap": _bootstrap(row),
-        "seed": row["seed"],
+        "extractor": row.extractor,
+        "reference": (row.reference or "train").split()[-1],
+        "n": row.n,
+        "sets": row.sets,
+        "bootstrap": row.resamples,
+        "seed": row.seed,
         "floor": False,
         "keep_samples": 0,
         "device": device,
@@ -201,15 +226,17 @@ def verify(
     """
     for row in card.rows if everything else card.rows[:1]:
         with tempfile.TemporaryDirectory() as folder:
-            (measured,) = run_sweep(
+            (found,) = run_sweep(
                 sweep_of(card, row, run, data, Path(folder) / "curves.jsonl", device), load
             )
         for key, what in (
             ("extractor_sha256", "the extractor's weights"),
             ("reference_sha256", "the reference images"),
         ):
-            if row.get(key) not in (None, measured[key]):
+            expected, here = getattr(row, key), getattr(found, key)
+            if expected not in (None, here):
                 raise UserError(
-                    f"{card.file}: {key} is {row[key][:12]}..., but {what} here have {measured[key][:12]}...: not comparable"
+                    f"{card.file}: {key} is {expected[:12]}..., but {what} here have {here[:12]}...: "
+                    "not comparable"
                 )
-        yield Verdict(row, measured, (measured["fid"] - row["fid"]) / row["fid_std"])
+        yield Verdict(row, found, (found.fid - row.fid) / row.fid_std)

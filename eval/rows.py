@@ -105,21 +105,15 @@ class Row(Strict):
     @model_validator(mode="before")
     @classmethod
     def _earlier_versions(cls, values: Any) -> Any:
-        """Rows that name samplers as they were called then, and their sets in words alone."""
-        if not isinstance(values, dict):
-            return values
-        renamed = {**values}
-        if isinstance(sampler := values.get("sampler"), str):
-            renamed["sampler"] = OLD_NAMES.get(sampler, sampler)
-        return {**error_numbers(values.get("fid_error")), **renamed}
+        return earlier_versions(values)
 
     @model_validator(mode="after")
     def _whole(self) -> Row:
         if self.sampler is not None:
             for key in ("steps", "nfe", "ema", "seed"):
                 if getattr(self, key) is None:
-                    raise ValueError(f"key '{key}' is null, though the row has a sampler")
-        if abs(self.fid) > LARGEST:
+                    raise ValueError(f"key '{key}' is missing or null, though the row has a sampler")
+        if LARGEST < abs(self.fid) < math.inf:
             raise ValueError(f"key 'fid' is {self.fid:g}, more than any distance")
         if self.class_histogram is not None and not sum(self.class_histogram):
             raise ValueError("key 'class_histogram' counts no image")
@@ -183,12 +177,22 @@ def error_words(sets: int, resamples: int, stratified: bool) -> str | None:
     return f"{'stratified ' if stratified else ''}bootstrap {resamples}" if resamples else None
 
 
-def error_numbers(words: Any) -> dict[str, int]:
-    """The same as the keys `sets` and `resamples`, from the words of rows that lack them."""
-    for pattern, key in ((r"(\d{1,9}) sets", "sets"), (r"(?:stratified )?bootstrap (\d{1,9})", "resamples")):
-        if isinstance(words, str) and (match := re.fullmatch(pattern, words)):
-            return {key: int(match[1])}
-    return {}
+_NUMBERS = {"sets": r"(\d{1,9}) sets", "resamples": r"(?:stratified )?bootstrap (\d{1,9})"}
+
+
+def earlier_versions(values: Any) -> Any:
+    """A row's keys as of today, where earlier versions named samplers otherwise, and sets and
+    resamples in words alone."""
+    if not isinstance(values, dict):
+        return values
+    values = dict(values)
+    if isinstance(sampler := values.get("sampler"), str):
+        values["sampler"] = OLD_NAMES.get(sampler, sampler)
+    if isinstance(words := values.get("fid_error"), str):
+        for key, pattern in _NUMBERS.items():
+            if match := re.fullmatch(pattern, words):
+                values.setdefault(key, int(match[1]))
+    return values
 
 
 class Unmeasured(Exception):
@@ -206,28 +210,29 @@ def parse_row(line: bytes, where: str) -> Row:
         row = Row.model_validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        if key == "fid" and first["input"] is None:
+        if first["loc"] == ("fid",) and first["input"] is None:
             raise Unmeasured from error
-        raise UserError(f"{where}: {_said(first, key)}: mend or delete that line") from error
+        raise UserError(f"{where}: {said(error)}: mend or delete that line") from error
     if not math.isfinite(row.fid):
         raise Unmeasured
     return row
 
 
-def _said(error: dict, key: str) -> str:
-    """A validation error as the end of one line."""
-    if error["type"] == "json_invalid":
-        return f"not valid JSON ({error['ctx']['error']})"
-    if error["type"] == "model_type":
+def said(error: ValidationError) -> str:
+    """The first mistake in a row, as a part of one line that names the key."""
+    first = error.errors()[0]
+    key, kind = ".".join(map(str, first["loc"])), first["type"]
+    if kind == "json_invalid":
+        return f"not valid JSON ({first['ctx']['error']})"
+    if kind in ("model_type", "model_attributes_type"):
         return "not a JSON object"
-    if error["type"] == "missing":
+    if kind == "missing":
         return f"key '{key}' is missing"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    given = ascii(error["input"])
+    if kind == "value_error":
+        return str(first["ctx"]["error"])
+    given = ascii(first["input"])
     given = given if len(given) <= 60 else f"{given[:57]}..."
-    return f"key '{key}' is {given}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"key {ascii(key)} is {given}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def measure_label(row: Row, key: str = "fid") -> str:

@@ -1,12 +1,14 @@
 """Measures runs over step counts and appends the rows to a curves file; points that are there
 already are not repeated.
 
-    python -m scripts.evaluate configs/digits/curve.yaml python -m scripts.evaluate
-    configs/digits/curve.yaml n=1000 sets=3 out=runs/x/curves.jsonl python -m scripts.evaluate --run
-    runs/digits/teacher --sampler ddim,unipc --steps 1,2,4 --n 449 --extractor digits-cnn torchrun
-    --standalone --nproc_per_node 2 -m scripts.evaluate configs/digits/curve.yaml
+    python -m scripts.evaluate configs/digits/curve.yaml
+    python -m scripts.evaluate configs/digits/curve.yaml n=1000 sets=3 out=runs/x/curves.jsonl
+    python -m scripts.evaluate --run runs/digits/consistency --n 300 --extractor digits-cnn
+    python -m scripts.evaluate --run runs/digits/teacher --sampler ddim,unipc --steps 1,2,4 \\
+        --n 449 --extractor digits-cnn
+    torchrun --standalone --nproc_per_node 2 -m scripts.evaluate configs/digits/curve.yaml
 
-The last line shares the samples among processes, on GPUs or on processor cores; put `--` before
+The last line shares the samples among processes, on GPUs or on processor cores; put `--` ahead of
 options of ours, or torchrun takes them for its own (`-m scripts.evaluate -- --run ...`).
 `accelerate launch --num_processes N` does the same on GPUs; with --cpu it starts one process only,
 whatever N is.
@@ -24,38 +26,19 @@ from eval.curves.table import text_tables
 from eval.sweep.config import SweepConfig
 from eval.sweep.run import run_sweep
 from lab import load
-
-
-def numbers(text: str, kind: type, option: str) -> list:
-    """ "1,2,4" -> [1, 2, 4]."""
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(
-            f"{option} {text}: give numbers with commas between them, such as 1,2,4"
-        ) from error
+from scripts.setting_options import add_setting_options, given_settings
 
 
 def from_options(a: argparse.Namespace) -> dict:
     """The sweep config that `--run` and the options beside it describe."""
-    if not (a.steps and a.n and a.extractor):
-        raise UserError(
-            "--run needs --steps, --n and --extractor too: --steps 1,2,4 --n 449 --extractor digits-cnn"
-        )
-    entry = {
-        "run": a.run,
-        "weights": a.weights,
-        "samplers": a.sampler.split(","),
-        "steps": numbers(a.steps, int, "--steps"),
-        "guidance_scales": numbers(a.guidance_scale, float, "--guidance-scale"),
-        "threshold": a.threshold,
-        "grid": a.grid,
-    }
+    if not (a.n and a.extractor):
+        raise UserError("--run needs --n and --extractor too: --n 449 --extractor digits-cnn")
     extractors = a.extractor.split(",")
     if not a.out and not Path(a.run).is_dir():
         file = f"runs/{Path(a.run).name}.jsonl"
         raise UserError(
-            f"--run {a.run} is no folder here: say with --out where its rows go, such as --out {file}"
+            f"--run {a.run} is no folder here: say with --out where its rows go, such as --out "
+            f"{file}"
         )
     return {
         "out": a.out or str(Path(a.run) / "curves.jsonl"),
@@ -64,7 +47,7 @@ def from_options(a: argparse.Namespace) -> dict:
         "n": a.n,
         "sets": a.sets,
         "seed": a.seed,
-        "entries": [entry],
+        "entries": [{"run": a.run, "weights": a.weights, **given_settings(a)}],
     }
 
 
@@ -82,24 +65,13 @@ def main() -> None:
     )
     parser.add_argument("--run", help="a run, a diffusers folder or a hub id, instead of a config")
     parser.add_argument("--weights", default="ema", help="ema or raw (default: %(default)s)")
-    parser.add_argument(
-        "--sampler", default="ddim", help="with commas between several (default: %(default)s)"
-    )
-    parser.add_argument("--steps", help="such as 1,2,4,8")
-    parser.add_argument(
-        "--guidance-scale", default="1.0", help="with commas between several; 1.0 is off (default)"
-    )
-    parser.add_argument(
-        "--threshold",
-        default="none",
-        help="none, static, static-x0 or dynamic (default: %(default)s)",
-    )
-    parser.add_argument("--grid", help="spacing of the times (default: the sampler's own)")
+    add_setting_options(parser, several=True)
     parser.add_argument(
         "--extractor",
-        help="digits-cnn, fashion-cnn, inception-v3-compat or inception-v3-compat-bf16; with commas between several",
+        help="digits-cnn, fashion-cnn, inception-v3-compat or inception-v3-compat-bf16; with "
+        "commas between several",
     )
-    parser.add_argument("--n", type=int, help="images a set")
+    parser.add_argument("--n", type=int, help="images per set")
     parser.add_argument(
         "--sets", type=int, default=1, help="disjoint sets: 1, or at least 3 (default: %(default)s)"
     )
@@ -117,7 +89,8 @@ def main() -> None:
         for override in a.config:
             if "=" not in override:
                 raise UserError(
-                    f"'{override}' beside --run: give either a config or --run, and overrides as key=value"
+                    f"'{override}' beside --run: give either a config or --run, and overrides as "
+                    "key=value"
                 )
         values = apply_overrides(values, a.config)
     elif a.config:

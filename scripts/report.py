@@ -16,7 +16,7 @@ from pathlib import Path
 from core.errors import UserError, command_line
 from eval.report.document import write_report
 from lab import load
-from scripts.evaluate import numbers
+from scripts.setting_options import numbers
 
 
 @command_line

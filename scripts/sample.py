@@ -1,8 +1,10 @@
 """Sample images from a run, as a grid (PNG) or as single files; optionally a film of the running
-guess.
+guess. What is not said about how, the model knows: a student is sampled as it was trained to be.
 
-python -m scripts.sample runs/digits/teacher --sampler unipc --steps 8 --out samples.png python -m
-scripts.sample runs/digits/teacher --steps 16 --label 3 --guidance-scale 2 --count 100 --folder out/
+    python -m scripts.sample runs/digits/consistency --out samples.png
+    python -m scripts.sample runs/digits/teacher --sampler unipc --steps 8 --out samples.png
+    python -m scripts.sample runs/digits/teacher --steps 16 --label 3 --guidance-scale 2 \\
+        --count 100 --folder out/
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import torch
 from tqdm import tqdm
 
 import lab
-from core.data.dataset import to_uint8
-from core.diffusion.grids import GRID_NAMES
 from core.errors import UserError, command_line
 from core.pictures import check_drawable, save_png, tile
-from core.runs import sample_images
-from core.sampling.solvers import SAMPLERS, Progress
+from core.sampling.sample import sample_images
+from core.sampling.solvers import Progress
+from scripts.setting_options import add_setting_options, chosen_setting, chosen_steps
+
+FILMED = 8  # samples of a trajectory
 
 
 @command_line
@@ -30,18 +33,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", help="folder of the run")
-    parser.add_argument(
-        "--sampler", default="ddim", help=f"one of {', '.join(SAMPLERS)} (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        required=True,
-        help="intervals; Heun evaluates the network twice in each",
-    )
-    parser.add_argument(
-        "--grid", help=f"spacing of the times: {', '.join(GRID_NAMES)} (default: the sampler's own)"
-    )
+    add_setting_options(parser)
     parser.add_argument("--count", type=int, default=64, help="images (default: %(default)s)")
     parser.add_argument(
         "--seed",
@@ -51,17 +43,6 @@ def main() -> None:
     )
     parser.add_argument(
         "--label", type=int, help="class of all images (default: classes take turns)"
-    )
-    parser.add_argument(
-        "--guidance-scale",
-        type=float,
-        default=1.0,
-        help="classifier-free guidance; 1.0 is off (default)",
-    )
-    parser.add_argument(
-        "--threshold",
-        default="none",
-        help="none, static, static-x0 or dynamic (default: %(default)s)",
     )
     parser.add_argument(
         "--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s"
@@ -74,7 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--trajectory",
         type=Path,
-        help="PNG of the running guess of x0: a row a step, first 8 samples",
+        help=f"PNG of the running guess of x0: one row per step, first {FILMED} samples",
     )
     a = parser.parse_args()
     if not (a.out or a.folder or a.trajectory):
@@ -82,13 +63,15 @@ def main() -> None:
     if a.count < 1 or a.batch_size < 1:
         raise UserError("--count and --batch-size must be at least 1")
 
-    run = lab.load(a.run, a.weights, "cuda" if torch.cuda.is_available() else "cpu", a.steps)
-    check_drawable(run.channels)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    run = lab.load(a.run, a.weights, device, chosen_steps(a))
+    setting = chosen_setting(a, run.spec.setting)
+    check_drawable(run.spec.channels)
     film: list[torch.Tensor] = []
     parts = []
     with tqdm(
-        total=a.count * max(a.steps, 1),
-        desc=f"{run.name}: {a.sampler}",
+        total=a.count * setting.steps,
+        desc=f"{run.name}: {setting.label()}",
         unit="step",
         dynamic_ncols=True,
         disable=None,
@@ -100,24 +83,11 @@ def main() -> None:
             ) -> None:
                 bar.update(size)
                 if first and a.trajectory:
-                    film.append(to_uint8(p.x0[:8]).cpu())
+                    film.append(run.model.codec.decode(p.x0[:FILMED]).cpu())
 
-            parts.append(
-                sample_images(
-                    run,
-                    a.sampler,
-                    a.steps,
-                    indices,
-                    a.seed,
-                    a.guidance_scale,
-                    a.threshold,
-                    a.grid,
-                    a.label,
-                    after_step,
-                )
-            )
+            parts.append(sample_images(run.model, setting, indices, a.seed, a.label, after_step))
     images = torch.cat(parts)
-    scale = max(1, 64 // run.side)
+    scale = max(1, 64 // run.spec.side)
     if a.out:
         save_png(tile(images, columns=max(1, round(a.count**0.5))), a.out, scale)
     if a.folder:

@@ -107,7 +107,8 @@ def sample_images(
         label: one class for all, or a class per sample [B]; None: classes take turns by index.
 
     Raises:
-        UserError: the setting does not fit the model, or a label for an unconditional one.
+        UserError: the setting does not fit the model, or a label for an unconditional one, or the
+            samples are NaN or infinite.
     """
     rng = Noise(seed, indices.to(model.device))
     if label is None:
@@ -117,4 +118,9 @@ def sample_images(
     else:
         given = torch.full((len(indices),), label) if isinstance(label, int) else label
         condition = Condition(label=given.to(model.device))
-    return model.codec.decode(sample(model, setting, rng, condition, callback)).cpu()
+    x = sample(model, setting, rng, condition, callback)
+    if not torch.isfinite(x).all():
+        raise UserError(
+            f"sampled with {setting.label()}: NaN or infinite images; the weights have diverged"
+        )
+    return model.codec.decode(x).cpu()

@@ -3,6 +3,7 @@ are."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
@@ -17,6 +18,11 @@ def file_name(words: Iterable) -> str:
     """A name for a file from words: letters, digits and - _ + . alone, of bearable length."""
     name = "-".join(map(str, words)).replace(" ", "-")[:100]
     return "".join(c if c.isalnum() or c in "-_+." else "_" for c in name)
+
+
+def short_hash(content) -> str:
+    """12 digits that tell contents of one form (tuples of plain values) apart."""
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:12]
 
 
 def number(value: float, std: float | None = None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,17 @@ from eval.metrics.extrapolate import fid_infinity
 from eval.metrics.reference import Reference
 
 
+class Metrics(NamedTuple):
+    """The values of a row; None where they cannot be had."""
+
+    fid: float
+    fid_std: float | None
+    fid_infinity: float | None
+    kid: float | None
+    precision: float | None
+    recall: float | None
+
+
 def measure(
     features: Tensor,
     reference: Reference,
@@ -25,7 +38,7 @@ def measure(
     bootstrap: int,
     extrapolate: int = 0,
     strata: Tensor | None = None,
-) -> dict:
+) -> Metrics:
     """The metrics of features [sets * n, D]: means over the sets, and the standard deviation that
     the config asks for.
 
@@ -53,19 +66,11 @@ def measure(
             if bootstrap
             else None
         )
-    return {
-        "fid": sum(values) / sets,
-        "fid_std": std,
-        "fid_infinity": fid_infinity(features, reference.statistics, extrapolate)
-        if extrapolate
-        else None,
-        "kid": kid,
-        "precision": precision,
-        "recall": recall,
-    }
+    infinity = fid_infinity(features, reference.statistics, extrapolate) if extrapolate else None
+    return Metrics(sum(values) / sets, std, infinity, kid, precision, recall)
 
 
-def class_histogram(features: Tensor, extractor: Extractor, data: ImageData) -> list[int] | None:
+def class_histogram(features: Tensor, extractor: Extractor, data: ImageData) -> tuple[int, ...] | None:
     """Images [num_classes] that the classifier counts to each class; None where it does not know
     the data's classes."""
     if (
@@ -73,6 +78,5 @@ def class_histogram(features: Tensor, extractor: Extractor, data: ImageData) -> 
         or extractor.classifier.spec.dataset != data.name
     ):
         return None
-    return torch.bincount(
-        extractor.logits_of(features).argmax(1), minlength=extractor.num_classes
-    ).tolist()
+    seen = extractor.logits_of(features).argmax(1)
+    return tuple(torch.bincount(seen, minlength=extractor.num_classes).tolist())

@@ -2,85 +2,110 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from core.config import Strict
 from core.data import DataConfig
-from core.diffusion.grids import GRID_NAMES
-from core.sampling.denoisers import THRESHOLDS
 from core.sampling.solvers import make_sampler
+from core.setting import Setting, Threshold
+from eval.settings import normal
 
 
 class SweepEntry(Strict):
     """One run, measured with every combination of samplers, steps and guidance_scales.
 
-    method: what the rows call it (null = the method named in the run's config); grid: null = the
-    sampler's own.
+    Where `samplers` is null, the model is sampled as it is meant to be, apart from what is given
+    here. A sampler that is named begins with everything off that is not given.
     """
 
     run: str
+    """folder, or name of a published checkpoint"""
     weights: Literal["ema", "raw"] = "ema"
     method: str | None = None
-    samplers: tuple[str, ...] = ("ddim",)
-    steps: tuple[int, ...]
-    guidance_scales: tuple[float, ...] = (1.0,)
-    threshold: Literal[tuple(THRESHOLDS)] = "none"
-    grid: Literal[GRID_NAMES] | None = None
-
-    @field_validator("steps")
-    @classmethod
-    def _steps(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
-        if not steps or min(steps) < 1:
-            raise ValueError("every number of steps must be at least 1")
-        return steps
+    """what the rows call it; null: the method named in the run's config"""
+    samplers: tuple[str, ...] | None = None
+    """null: the model's own"""
+    steps: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
+    """null: the model's own"""
+    guidance_scales: tuple[FiniteFloat, ...] | None = None
+    """weights of classifier-free guidance; 1.0 is off"""
+    threshold: Threshold | None = None
+    """clipping of the guess of x0 at every step"""
+    grid: str | None = None
+    """spacing of the times; null: the sampler's own"""
+    options: dict[str, FiniteFloat] = {}
+    """the samplers' own options, such as eta of ddim"""
 
     @field_validator("samplers")
     @classmethod
-    def _samplers(cls, samplers: tuple[str, ...]) -> tuple[str, ...]:
-        for name in samplers:
+    def _samplers(cls, samplers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in samplers or ():
             make_sampler(name)
         return samplers
 
+    def settings(self, own: Setting) -> list[Setting]:
+        """Every setting of the entry; `own`: how the model is meant to be sampled."""
+        given: dict = {"threshold": self.threshold, "grid": self.grid, "options": self.options}
+        given = {key: value for key, value in given.items() if value}
+        found = []
+        for sampler in self.samplers or (None,):
+            base = own if sampler is None else Setting(sampler=sampler, steps=own.steps)
+            base = base.model_copy(update=given)
+            for scale in self.guidance_scales or (base.guidance_scale,):
+                for steps in self.steps or (base.steps,):
+                    chosen = {"guidance_scale": scale, "steps": steps}
+                    found.append(normal(base.model_copy(update=chosen)))
+        return found
+
 
 class SweepConfig(Strict):
-    """out: the curves file; runs: folder that the entries' runs are relative to (null = the current
-    one); what is not there, such as a published checkpoint's name, is taken as it stands.
-
-    n: images a set; sets: disjoint sets of n, whose mean and standard deviation are reported from 3
-    on; bootstrap: resamples for the error bar of a single set (0 = none). extrapolate: points of
-    the line that fid_infinity is the intercept of (0 = off); rows measured before get it where
-    their features were kept, and else stay as they are. reference: the split compared with; floor:
-    also measure the other split against it. keep_samples: first images of every row kept as a
-    picture beside `out`; keep_features: keep every point's features in a folder features/ beside
-    `out`, from where later sweeps take them in place of sampling. extractor_weights: a file for
-    Inception. device: null = a GPU if there is one. compile: run the networks through
-    torch.compile, which costs a minute at the start and speeds up long sweeps; the rows name it
-    with the device, since it changes the last bits. data: what runs are compared with that do not
-    know what they were trained on, such as published checkpoints; a run that knows must have the
-    same.
-    """
+    """Which runs are measured, with what, and where the rows go."""
 
     out: str
+    """the curves file"""
     runs: str | None = None
+    """folder that the entries' runs are relative to; null: the current one. What is not there, such
+    as a published checkpoint's name, is looked for as it is written"""
     extractor: str | tuple[str, ...]
+    """feature extractor, or several, which share the samples"""
     extractor_weights: str | None = None
+    """weights file for Inception"""
     reference: Literal["train", "test"] = "train"
+    """the split compared with"""
     n: int
+    """images per set"""
     sets: int = 1
+    """disjoint sets of n, whose mean and standard deviation are reported from 3 on"""
     bootstrap: int = 20
+    """resamples for the error bar of a single set; 0: none"""
     extrapolate: int = 0
+    """points of the line that fid_infinity is the intercept of; 0: off. Rows measured before get it
+    where their features were kept, and else stay as they are"""
     seed: int = 0
+    """sample i depends on (seed, i) alone"""
     batch_size: int = 256
+    """images per batch; it falls where memory does not suffice"""
     keep_samples: int = 16
+    """first images of every row, kept as a picture beside `out`"""
     keep_features: bool = False
+    """keep every point's features in features/ beside `out`, from where later sweeps take them in
+    place of sampling"""
     floor: bool = True
+    """also measure the other split against the reference"""
     device: str | None = None
+    """null: a GPU if there is one"""
     compile: bool = False
+    """run the networks through torch.compile, which costs a minute at the start and speeds up long
+    sweeps; the rows name it with the device, since it changes the last bits"""
     cache: str = "runs/.cache/reference"
+    """folder of the reference's features"""
     data: DataConfig | None = None
+    """what runs are compared with that do not know what they were trained on, such as published
+    checkpoints; a run that knows must have the same"""
     entries: tuple[SweepEntry, ...]
+    """what is measured"""
 
     @model_validator(mode="after")
     def _sensible(self) -> SweepConfig:
@@ -110,13 +135,7 @@ class SweepConfig(Strict):
     def extractors(self) -> tuple[str, ...]:
         return (self.extractor,) if isinstance(self.extractor, str) else self.extractor
 
-    def error_bar(self, sets: int, stratified: bool) -> str | None:
-        """What fid_std is, in words; stratified: whether the number of images of each class was
-        fixed."""
-        if sets > 1:
-            return f"{sets} sets"
-        return (
-            f"{'stratified ' if stratified else ''}bootstrap {self.bootstrap}"
-            if self.bootstrap
-            else None
-        )
+    @property
+    def total(self) -> int:
+        """Images per point."""
+        return self.n * self.sets

@@ -1,82 +1,57 @@
-"""What a sweep will measure, known before anything is sampled: its points, their cost, and the
-first half of their rows."""
+"""What a sweep will measure, known before anything is sampled: its points, their cost, and the rows
+as far as they are known."""
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from core.data import DataConfig, ImageData
-from core.diffusion.grids import make_grid
-from core.diffusion.parameterisations import Denoised
 from core.errors import UserError
-from core.noise import Noise
 from core.runs import Load, NotARun, Run
-from core.sampling.solvers import make_sampler
+from core.sampling.sample import expected_nfe
+from core.setting import Setting
+from core.training.checkpoints import latest_checkpoint
+from eval.curves.series import method_label
 from eval.features.extractors import Extractor
 from eval.metrics.distances import SMALLEST
+from eval.rows import Row, error_words
+from eval.settings import grid_name
 from eval.sweep.config import SweepConfig, SweepEntry
 from eval.sweep.machine import commit
 
 
-@dataclass(frozen=True)
-class Task:
-    """One point to measure. nfe: network evaluations an image, expected (what the row reports is
-    counted)."""
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Samples to be made: a model and how it is sampled. nfe: network evaluations per image, as
+    expected (what the row reports is counted)."""
 
     run: Run
-    entry: SweepEntry
-    sampler: str
-    steps: int
-    guidance_scale: float
+    method: str
+    setting: Setting
     nfe: int
 
     @property
-    def grid(self) -> str:
-        return self.entry.grid or make_sampler(self.sampler).grid
+    def label(self) -> str:
+        return f"{method_label(self.method)}, {self.setting.label()}"
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """A row to be: samples (None: the floor's real images) in the eyes of one extractor. draft: the
+    row as far as it is known."""
+
+    point: Point | None
+    extractor: Extractor
+    draft: Row
 
     @property
-    def words(self) -> str:
-        guided = "" if self.guidance_scale == 1.0 else f" guidance {self.guidance_scale:g}"
-        return f"{self.entry.method or self.run.method} {self.sampler}{guided} x{self.steps}"
-
-
-class _Stub:
-    """A denoiser without a network, to learn how often a sampler asks."""
-
-    def __init__(self, path):
-        self.path, self.calls = path, 0
-
-    def __call__(self, x: Tensor, t: Tensor) -> Denoised:
-        self.calls += 1
-        return Denoised(torch.zeros_like(x), x)
-
-
-def expected_nfe(
-    run: Run, sampler: str, grid: str | None, steps: int, guidance_scale: float
-) -> int:
-    """Network evaluations an image, found by running the sampler on one pixel; for the estimate and
-    the progress bar.
-
-    Raises:
-        UserError: a grid that this run does not have, or guidance without classes.
-    """
-    chosen = make_sampler(sampler)
-    try:
-        times = make_grid(grid or chosen.grid, run.model.path, steps, run.model.discrete_steps)
-    except UserError as error:
-        raise UserError(f"{run.folder} with {sampler}: {error}") from error
-    if guidance_scale != 1.0 and not run.num_classes:
-        raise UserError(
-            f"{run.folder}: guidance_scale={guidance_scale} needs a class-conditional model; 1.0 is off"
-        )
-    stub = _Stub(run.model.path)
-    chosen.run(stub, torch.zeros(1, 1, 1, 1), times, Noise(0, torch.zeros(1, dtype=torch.int64)))
-    return stub.calls * (1 if guidance_scale == 1.0 else 2)
+    def key(self) -> tuple:
+        return self.draft.key
 
 
 def data_of(config: SweepConfig, run: Run) -> DataConfig:
@@ -86,16 +61,19 @@ def data_of(config: SweepConfig, run: Run) -> DataConfig:
     Raises:
         UserError: neither is known, or they differ in more than their place.
     """
+    spec = run.spec
     if run.data is None and config.data is None:
         raise UserError(
-            f"{run.folder} does not say what it was trained on ({run.channels}x{run.side}x{run.side} images): name the data to "
-            "compare it with, in a config data: {name: cifar10}, on the command line --data cifar10"
+            f"{run.folder} does not say what it was trained on ({spec.channels}x{spec.side}x"
+            f"{spec.side} images): name the data to compare it with, in a config data: {{name: "
+            "cifar10}, on the command line --data cifar10"
         )
     if run.data is not None and config.data is not None:
         trained, given = run.data, config.data
         if trained.name != given.name:
             raise UserError(
-                f"{run.folder} was trained on data {trained.name}, but the sweep's data is {given.name}: remove data"
+                f"{run.folder} was trained on data {trained.name}, but the sweep's data is "
+                f"{given.name}: remove data"
             )
         for key in ("side", "fit", "background", "alpha"):
             theirs, ours = getattr(trained, key), getattr(given, key)
@@ -122,85 +100,116 @@ def check_sizes(data: ImageData, floor_data: ImageData | None) -> None:
             )
 
 
-def _load_entry(
-    config: SweepConfig, entry: SweepEntry, device: torch.device, steps: int, load: Load
-) -> Run:
-    """The entry's run in the folder `config.runs`, or by its own name where there is none."""
-    if config.runs is None:
-        return load(entry.run, entry.weights, device, steps)
-    try:
-        return load(Path(config.runs) / entry.run, entry.weights, device, steps)
-    except NotARun:
-        with suppress(NotARun):
-            return load(entry.run, entry.weights, device, steps)
-        raise
+class _Runs:
+    """The runs of a sweep, each network loaded once."""
+
+    def __init__(self, config: SweepConfig, device: torch.device, load: Load):
+        self.config, self.device, self.load = config, device, load
+        self.loaded: dict[tuple, Run] = {}
+
+    def find(self, entry: SweepEntry, steps: int | None = None) -> Run:
+        """The entry's run in the folder `config.runs`, or by its own name where there is none; with
+        `steps`, the model that it keeps for so many."""
+        if self.config.runs is None:
+            return self._once(Path(entry.run), entry, steps)
+        try:
+            return self._once(Path(self.config.runs) / entry.run, entry, steps)
+        except NotARun:
+            with suppress(NotARun):
+                return self._once(Path(entry.run), entry, steps)
+            raise
+
+    def _once(self, folder: Path, entry: SweepEntry, steps: int | None) -> Run:
+        key = (folder, entry.weights, latest_checkpoint(folder, steps))
+        if key not in self.loaded:
+            self.loaded[key] = self.load(folder, entry.weights, self.device, steps)
+        return self.loaded[key]
 
 
-def plan(config: SweepConfig, device: torch.device, load: Load) -> list[Task]:
+def plan(config: SweepConfig, device: torch.device, load: Load) -> list[Point]:
     """All points of the sweep, in the order of the config; everything that can be refused is
     refused here."""
-    tasks = []
+    runs, points = _Runs(config, device, load), []
     for entry in config.entries:
-        loaded: dict[Path, Run] = {}  # a run may keep another model for some numbers of steps
-        for sampler in entry.samplers:
-            for scale in entry.guidance_scales:
-                for steps in entry.steps:
-                    run = _load_entry(config, entry, device, steps, load)
-                    run = loaded.setdefault(run.weights_file, run)
-                    nfe = expected_nfe(run, sampler, entry.grid, steps, scale)
-                    tasks.append(Task(run, entry, sampler, steps, scale, nfe))
+        own = runs.find(entry, entry.steps[0] if entry.steps else None)
+        for setting in entry.settings(own.spec.setting):
+            run = runs.find(entry, setting.steps)
+            try:
+                nfe = expected_nfe(run.model, setting)
+            except UserError as error:
+                raise UserError(f"{run.folder} with {setting.label()}: {error}") from error
+            points.append(Point(run, entry.method or run.method, setting, nfe))
     used = {
         (data.name, data.side, data.root if data.name == "folder" else None)
-        for data in (data_of(config, t.run) for t in tasks)
+        for data in (data_of(config, point.run) for point in points)
     }
     if len(used) > 1:
         raise UserError(
-            f"the runs of one sweep share a data set, these have {sorted(name for name, *_ in used)}: split it"
+            "the runs of one sweep share a data set, these have "
+            f"{sorted(name for name, *_ in used)}: split it"
         )
-    return tasks
+    return points
 
 
-def protocol(config: SweepConfig, extractor: Extractor, data: ImageData, task: Task | None) -> dict:
-    """The part of a row that is known before anything is measured; task None: the floor."""
-    run, entry = (task.run, task.entry) if task else (None, None)
-    other = "test" if config.reference == "train" else "train"
+def measurement(
+    config: SweepConfig, data: ImageData, extractor: Extractor, point: Point
+) -> Measurement:
+    """The row of a point, still without what is measured."""
+    run, setting = point.run, point.setting
+    sampled = {
+        "method": point.method,
+        "run": run.name,
+        "teacher": run.teacher,
+        "sampler": setting.sampler,
+        "steps": setting.steps,
+        "nfe": float(point.nfe),
+        "guidance_scale": setting.guidance_scale,
+        "ema": run.ema,
+        "seed": config.seed,
+        "threshold": setting.threshold,
+        "grid": grid_name(setting),
+        "options": setting.options,
+        "train_images": run.train_images,
+        "train_evals": run.train_evals,
+        "train_seconds": run.train_seconds,
+        "config_sha256": run.config_sha256,
+        "weights_sha256": run.weights_sha256,
+    }
+    stratified = bool(run.spec.num_classes)
+    shared = _shared(config, data, extractor, config.n, config.sets, stratified)
+    return Measurement(point, extractor, Row(**sampled, **shared))
+
+
+def floor_measurement(
+    config: SweepConfig, data: ImageData, extractor: Extractor, other: ImageData
+) -> Measurement:
+    """The row of the `other` split of the data, of at most n images."""
+    sampled = {
+        "method": "floor",
+        "run": f"{data.name} {other.split}",
+        "sampler": None,
+        "weights_sha256": other.sha256,
+    }
+    n, stratified = min(config.n, len(other)), bool(other.num_classes)
+    shared = _shared(config, data, extractor, n, 1, stratified)
+    return Measurement(None, extractor, Row(**sampled, **shared))
+
+
+def _shared(
+    config: SweepConfig, data: ImageData, extractor: Extractor, n: int, sets: int, stratified: bool
+) -> dict:
+    resamples = config.bootstrap if sets == 1 else 0
     return {
         "dataset": data.name,
-        "method": (entry.method or run.method) if task else "floor",
-        "run": run.name if task else f"{data.name} {other}",
-        "teacher": run.teacher if task else None,
-        "sampler": task.sampler if task else None,
-        "steps": task.steps if task else None,
-        "nfe": None,
-        "guidance_scale": task.guidance_scale if task else None,
         "metric": extractor.metric_name,
-        "fid": None,
-        "fid_std": None,
-        "fid_error": config.error_bar(
-            config.sets if task else 1, bool(run.num_classes if task else data.num_classes)
-        ),
-        "fid_infinity": None,
-        "kid": None,
-        "precision": None,
-        "recall": None,
-        "n": config.n,
+        "fid": math.nan,
+        "fid_error": error_words(sets, resamples, stratified),
+        "n": n,
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
         "reference": f"{data.name} {config.reference}",
         "reference_sha256": data.sha256,
-        "ema": run.ema if task else None,
-        "seed": config.seed if task else None,
-        "threshold": entry.threshold if task else None,
-        "grid": task.grid if task else None,
-        "seconds_per_image": None,
-        "peak_memory_bytes": None,
-        "device": None,
-        "train_images": run.train_images if task else None,
-        "train_evals": run.train_evals if task else None,
-        "train_seconds": run.train_seconds if task else None,
-        "config_sha256": run.config_sha256 if task else None,
-        "weights_sha256": run.weights_sha256 if task else None,
         "commit": commit(),
-        "class_histogram": None,
-        "samples": None,
+        "sets": sets,
+        "resamples": resamples,
     }

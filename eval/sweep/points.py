@@ -6,8 +6,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -18,13 +16,14 @@ from tqdm import tqdm
 from core.counting import count_evals
 from core.errors import UserError
 from core.processes import gather_in_order, share_of, sum_over
-from core.runs import sample_images
+from core.sampling.sample import expected_nfe, sample_images
 from core.sampling.solvers import Progress
+from core.setting import Setting
 from eval.features.extractors import Extractor
 from eval.sweep.config import SweepConfig
 from eval.sweep.machine import device_words, peak_memory_bytes, reset_peak_memory
-from eval.sweep.plan import Task, expected_nfe
-from eval.sweep.unfinished import Part, Unfinished, joined
+from eval.sweep.plan import Point
+from eval.sweep.store import UNFINISHED, Part, Store, identity, joined
 
 PART_SECONDS = 60  # of work, after which it is put on disk, so that an interruption costs no more
 
@@ -33,14 +32,12 @@ class _MemoryExhausted(Exception):
     """A batch of a single image did not fit into memory."""
 
 
-class Sampled(NamedTuple):
-    """What sampling one task gave one extractor: features [sets * n, D], the first images [K, C, H,
-    W], and the row's keys that only sampling tells: counted NFE and seconds an image, the main
-    process's peak of memory (eval/sweep/machine.py), the device."""
-
-    features: Tensor
-    images: Tensor
-    measured: dict
+def _images(point: Point, setting: Setting, indices: Tensor, seed: int, callback=None) -> Tensor:
+    """`sample_images` of the point's model; its errors name the run."""
+    try:
+        return sample_images(point.run.model, setting, indices, seed, callback=callback)
+    except UserError as error:
+        raise UserError(f"{point.run.folder}: {error}") from error
 
 
 class PointSampler:
@@ -53,133 +50,101 @@ class PointSampler:
     """
 
     def __init__(
-        self, config: SweepConfig, tasks: list[Task], state: PartialState, device: torch.device
+        self, config: SweepConfig, points: list[Point], state: PartialState, device: torch.device
     ):
         self.config, self.state, self.device = config, state, device
-        self.total = config.n * config.sets
+        self.share = share_of(config.total, state)
         self.batch_size = config.batch_size  # falls where memory does not suffice
+        self.device_label = device_words(device) + ", compiled" * config.compile
         if config.compile:
-            for network in {id(task.run): task.run.model.network for task in tasks}.values():
-                # forward alone: hooks, which count evaluations, stay outside. One graph a batch
+            for network in {id(point.run): point.run.model.network for point in points}.values():
+                # forward alone: hooks, which count evaluations, stay outside. One graph per batch
                 # size: they are few. Frozen: weights are constants, which a processor's
                 # convolutions want in a layout of their own.
                 options = {"freezing": True} if device.type == "cpu" else None
                 network.forward = torch.compile(network.forward, dynamic=False, options=options)
 
-    def estimate(self, todo: list[tuple[Task, list[Extractor]]]) -> float:
+    def estimate(self, todo: list[tuple[Point, list[Extractor], Store]]) -> float:
         """Seconds that sampling `todo` for its extractors will take: one batch in one step of the
-        first task, and its features, are timed and multiplied. Networks of other runs are taken to
+        first point, and its features, are timed and multiplied. Networks of other runs are taken to
         be as fast as the first's."""
-        config, task = self.config, todo[0][0]
-        evals = expected_nfe(task.run, task.sampler, task.entry.grid, 1, task.guidance_scale)
+        config, point = self.config, todo[0][0]
+        once = point.setting.model_copy(update={"steps": 1})
+        evals = expected_nfe(point.run.model, once)
 
         def timed(batch_size: int) -> tuple[Tensor, float]:
             self.batch_size = batch_size
-            self._warm_up(task)
-            indices = torch.arange(min(batch_size, share_of(self.total, self.state).numel()))
+            self._warm_up(point)
+            indices = torch.arange(min(batch_size, len(self.share)))
             start = time.perf_counter()
-            given = (config.seed, task.guidance_scale, task.entry.threshold, task.entry.grid)
-            images = sample_images(task.run, task.sampler, 1, indices, *given)
+            images = _images(point, once, indices, config.seed)
             return images, time.perf_counter() - start
 
-        images, seconds = self._fitting(timed, task)
-        left = [1 - self._sampled_before(t, extractors) / self.total for t, extractors in todo]
-        sampling = (
-            seconds
-            / len(images)
-            / evals
-            * sum(t.nfe * share for (t, _), share in zip(todo, left, strict=True))
-        )
-        extracting = 0.0
-        wanted = [extractor for _, extractors in todo for extractor in extractors]
+        images, seconds = self._fitting(timed, point)
+        left = [1 - self._sampled_before(*task[1:]) / config.total for task in todo]
+        evals_left = sum(p.nfe * share for (p, *_), share in zip(todo, left, strict=True))
+        sampling, extracting = seconds / len(images) / evals * evals_left, 0.0
+        wanted = [extractor for _, extractors, _ in todo for extractor in extractors]
         for extractor in dict.fromkeys(wanted):
             few = images[: extractor.batch_size]
             start = time.perf_counter()
             extractor(few)
             extracting += (time.perf_counter() - start) / len(few) * wanted.count(extractor)
-        return (sampling + extracting) * self.total / self.state.num_processes
+        return (sampling + extracting) * config.total / self.state.num_processes
 
-    def sample(self, task: Task, extractors: list[Extractor], bar: tqdm) -> dict[str, Sampled]:
-        """Samples sets * n images, each process its share, and gathers everyone's: by extractor.
-        `bar` counts evaluations."""
-        config, total = self.config, self.total
-        if self.state.is_main_process and (before := self._sampled_before(task, extractors)):
+    def sample(
+        self, point: Point, extractors: list[Extractor], store: Store, bar: tqdm
+    ) -> Part:
+        """All samples of the point with their features, each process its share, gathered on every
+        process. `bar` counts evaluations."""
+        config, total = self.config, self.config.total
+        if self.state.is_main_process and (before := self._sampled_before(extractors, store)):
             print(
-                f"{task.words}: {before} of {total} images are there already",
+                f"{point.label}: {before} of {total} images are there already",
                 file=sys.stderr,
                 flush=True,
             )
-            _skip(bar, before * task.nfe)
+            _skip(bar, before * point.nfe)
         begun = bar.n
 
-        def share(batch_size: int) -> tuple[dict[str, Tensor], Tensor, float, float]:
+        def share(batch_size: int) -> Part:
             self.batch_size = batch_size
-            self._warm_up(task)
+            self._warm_up(point)
             reset_peak_memory(self.device)
             bar.update(begun - bar.n)  # a try with larger batches may have gone before
-            return self._sample_share(task, extractors, bar)
+            return self._sample_share(point, extractors, store, bar)
 
-        features, first, forwards, seconds = self._fitting(share, task)
-        forwards, seconds = sum_over([forwards, seconds], self.state)
-        measured = {
-            "nfe": forwards / total,
-            "seconds_per_image": seconds / total,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            "device": self._device_words(),
+        mine = self._fitting(share, point)
+        forwards, seconds = sum_over([mine.forwards, mine.seconds], self.state)
+        images = mine.images
+        if -(-total // self.state.num_processes) < config.keep_samples:
+            images = gather_in_order(images, total, self.state)  # the first lie on several
+        features = {
+            name: gather_in_order(part, total, self.state) for name, part in mine.features.items()
         }
-        if (
-            -(-total // self.state.num_processes) < config.keep_samples
-        ):  # few images: the first ones lie on several processes
-            first = gather_in_order(first, total, self.state)
-        whole = {e.name: gather_in_order(features[e.name], total, self.state) for e in extractors}
-        return {
-            name: Sampled(gathered, first[: config.keep_samples], measured)
-            for name, gathered in whole.items()
-        }
+        return Part(
+            0, features, images[: config.keep_samples], forwards, seconds, mine.memory, mine.device
+        )
 
-    def forget(self, task: Task, extractors: list[Extractor]) -> None:
-        """Removes what was put on disk on the way to `sample`'s result: it has a safer place
-        now."""
-        self._unfinished(task, extractors).remove()
-
-    def _device_words(self) -> str:
-        return device_words(self.device) + ", compiled" * self.config.compile
-
-    def _unfinished(self, task: Task, extractors: list[Extractor]) -> Unfinished:
-        point = [
-            task.run.weights_sha256,
-            task.sampler,
-            task.steps,
-            task.guidance_scale,
-            task.entry.threshold,
-            task.grid,
-        ]
-        point += [
-            self.config.seed,
-            self.config.keep_samples,
-            *sorted((e.name, e.sha256) for e in extractors),
-        ]
-        return Unfinished(Path(self.config.out).parent / "unfinished", point, self._device_words())
-
-    def _sampled_before(self, task: Task, extractors: list[Extractor]) -> int:
+    def _sampled_before(self, extractors: list[Extractor], store: Store) -> int:
         """How many samples of the point an interrupted sweep has left."""
-        return sum(part.count for part in self._unfinished(task, extractors).within(0, self.total))
+        found = store.within(0, self.config.total, extractors, self.device_label)
+        return sum(part.count for part in found)
 
-    def _warm_up(self, task: Task) -> None:
+    def _warm_up(self, point: Point) -> None:
         """Pays for set-up that is not the sampler's; with compile for the graphs of both sizes of
         batches."""
-        share = share_of(self.total, self.state).numel()
+        share = len(self.share)
         sizes = (
             {min(self.batch_size, share), share % self.batch_size} if self.config.compile else {2}
         )
+        once = point.setting.model_copy(update={"steps": 1})
         for size in sizes - {0}:
-            sample_images(
-                task.run, task.sampler, 1, torch.arange(size), self.config.seed, task.guidance_scale
-            )
+            _images(point, once, torch.arange(size), self.config.seed)
 
-    def _fitting(self, share: Callable[[int], tuple], task: Task) -> tuple:
+    def _fitting(self, share: Callable[[int], tuple], point: Point) -> tuple:
         """share(batch size), with batches that fit into memory. accelerate's helper comes in only
-        when the first try fails, since it collects garbage before each try, 0.2 s a point.
+        when the first try fails, since it collects garbage ahead of each try, 0.2 s per point.
 
         Raises:
             UserError: not even a single image fits.
@@ -195,7 +160,8 @@ class PointSampler:
             )()
         except _MemoryExhausted as error:
             raise UserError(
-                f"{task.run.folder} with {task.words}: memory does not suffice for a single image"
+                f"{point.run.folder} with {point.setting.label()}: memory does not suffice for a "
+                "single image"
             ) from error
 
     def _smaller_batches(self) -> int:
@@ -211,80 +177,67 @@ class PointSampler:
         return self.batch_size
 
     def _sample_share(
-        self, task: Task, extractors: list[Extractor], bar: tqdm
-    ) -> tuple[dict[str, Tensor], Tensor, float, float]:
-        """This process's share: features by extractor, first images, network forwards, seconds of
-        sampling. What an interrupted sweep has left of it is taken from disk."""
-        share, unfinished = share_of(self.total, self.state), self._unfinished(task, extractors)
-        first, end = (int(share[0]), int(share[-1]) + 1) if len(share) else (0, 0)
-        parts = []
-        for part in unfinished.within(first, end):
-            parts += [*self._stretch(task, extractors, first, part.first, bar, unfinished), part]
-            first = part.first + part.count
-        parts += self._stretch(task, extractors, first, end, bar, unfinished)
-        nothing = torch.empty(0, task.run.channels, task.run.side, task.run.side, dtype=torch.uint8)
-        features = {
-            e.name: torch.cat([torch.empty(0, e.width), *(p.features[e.name] for p in parts)])
-            for e in extractors
-        }
-        images = torch.cat([nothing, *(part.images for part in parts)])
-        return (
-            features,
-            images,
-            sum(part.forwards for part in parts),
-            sum(part.seconds for part in parts),
-        )
+        self, point: Point, extractors: list[Extractor], store: Store, bar: tqdm
+    ) -> Part:
+        """This process's share. What an interrupted sweep has left of it is taken from disk."""
+        first, end = (int(self.share[0]), int(self.share[-1]) + 1) if len(self.share) else (0, 0)
+        parts = [self._nothing(point, extractors, first)]
+        for part in store.within(first, end, extractors, self.device_label):
+            parts += self._stretch(point, extractors, first, part.first, store, bar)
+            parts.append(part)
+            first = part.end
+        parts += self._stretch(point, extractors, first, end, store, bar)
+        whole = joined(parts)
+        return whole._replace(memory=max(whole.memory, peak_memory_bytes(self.device)))
+
+    def _nothing(self, point: Point, extractors: list[Extractor], first: int) -> Part:
+        spec = point.run.spec
+        images = torch.empty(0, spec.channels, spec.side, spec.side, dtype=torch.uint8)
+        features = {identity(e): torch.empty(0, e.width) for e in extractors}
+        return Part(first, features, images, 0, 0.0, 0, self.device_label)
 
     def _stretch(
         self,
-        task: Task,
+        point: Point,
         extractors: list[Extractor],
         first: int,
         end: int,
+        store: Store,
         bar: tqdm,
-        unfinished: Unfinished,
     ) -> list[Part]:
         """Samples the indices [first, end) in batches. After each PART_SECONDS what there is goes
         on disk."""
         parts, fresh, begun = [], [], time.perf_counter()
         for start in range(first, end, self.batch_size):
-            fresh.append(
-                self._batch(
-                    task, extractors, torch.arange(start, min(start + self.batch_size, end)), bar
-                )
-            )
+            indices = torch.arange(start, min(start + self.batch_size, end))
+            fresh.append(self._batch(point, extractors, indices, bar))
             if time.perf_counter() - begun >= PART_SECONDS:
                 parts.append(joined(fresh))
-                unfinished.add(parts[-1])
+                store.add(parts[-1], UNFINISHED)
                 fresh, begun = [], time.perf_counter()
         return parts + fresh
 
-    def _batch(self, task: Task, extractors: list[Extractor], indices: Tensor, bar: tqdm) -> Part:
-        config, run, entry = self.config, task.run, task.entry
+    def _batch(
+        self, point: Point, extractors: list[Extractor], indices: Tensor, bar: tqdm
+    ) -> Part:
+        config = self.config
 
         def after_step(p: Progress) -> None:
-            if p.index == p.steps and not torch.isfinite(p.x).all():
-                raise UserError(
-                    f"{run.folder} with {task.words} gives NaN or infinite images: its weights have diverged"
-                )
-            bar.update(len(p.x) * task.nfe / p.steps * self.state.num_processes)
+            bar.update(len(p.x) * point.nfe / p.steps * self.state.num_processes)
 
-        given = (config.seed, task.guidance_scale, entry.threshold, entry.grid)
-        with count_evals(run.model.network) as counter:
+        with count_evals(point.run.model.network) as counter:
             start = time.perf_counter()
-            images = sample_images(
-                run, task.sampler, task.steps, indices, *given, callback=after_step
-            )
-            seconds = (
-                time.perf_counter() - start
-            )  # images are on the CPU, so the device has finished
-        features = {extractor.name: extractor(images) for extractor in extractors}
+            images = _images(point, point.setting, indices, config.seed, after_step)
+            # images are on the CPU, so the device has finished
+            seconds = time.perf_counter() - start
         return Part(
             int(indices[0]),
-            features,
+            {identity(extractor): extractor(images) for extractor in extractors},
             images[indices < config.keep_samples],
             counter.forwards,
             seconds,
+            peak_memory_bytes(self.device),
+            self.device_label,
         )
 
 

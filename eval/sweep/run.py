@@ -1,11 +1,14 @@
-"""The evaluator: (run, sampler, steps, seeds) -> one row of the curve, and the sweep that measures
-many, once each."""
+"""The sweep: measures points, once each, and writes their rows.
+
+Planned once, then looked up, and then for each point: sample, measure, write.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,10 +16,13 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
+from core.data import DataConfig, ImageData
 from core.errors import UserError
 from core.pictures import save_png, tile
 from core.processes import start_processes
 from core.runs import Load
+from eval.curves.text import file_name, short_hash
+from eval.curves_file import append_row, drop_torn_line, only_writer, read_rows
 from eval.features.extractors import (
     EXTRACTORS,
     Extractor,
@@ -33,11 +39,34 @@ from eval.metrics.reference import (
     shared_extraction,
     shared_reference,
 )
-from eval.rows import append_row, drop_torn_line, identity, only_writer, read_rows
-from eval.sweep import kept_features
+from eval.rows import Row
 from eval.sweep.config import SweepConfig
-from eval.sweep.plan import Task, check_sizes, data_of, plan, protocol
-from eval.sweep.points import PointSampler, Sampled
+from eval.sweep.plan import (
+    Measurement,
+    Point,
+    check_sizes,
+    data_of,
+    floor_measurement,
+    measurement,
+    plan,
+)
+from eval.sweep.points import PointSampler
+from eval.sweep.store import KEPT, Part, Store, identity
+
+
+@dataclass
+class Task:
+    """A point with the rows that are wanted of it, and those of them whose features were kept."""
+
+    point: Point
+    wanted: list[Measurement]
+    store: Store
+    kept: list[Measurement]
+
+    @property
+    def fresh(self) -> list[Extractor]:
+        """The extractors that need samples."""
+        return [m.extractor for m in self.wanted if m not in self.kept]
 
 
 class Sweep:
@@ -45,242 +74,237 @@ class Sweep:
     and writes."""
 
     def __init__(self, config: SweepConfig, state: PartialState, load: Load):
-        self.config, self.state = config, state
+        self.config, self.state, self.out = config, state, Path(config.out)
         self.device = torch.device(config.device) if config.device else state.device
-        self.tasks = plan(config, self.device, load)
-        source = data_of(config, self.tasks[0].run)
+        self.points = plan(config, self.device, load)
+        source = data_of(config, self.points[0].run)
         self.data = source.load(config.reference)
-        for run in {task.run.weights_file: task.run for task in self.tasks}.values():
-            if (run.channels, run.side) != (self.data.channels, self.data.side):
-                raise UserError(
-                    f"{run.folder} makes {run.channels}x{run.side}x{run.side} images, but data '{self.data.name}' has "
-                    f"{self.data.channels}x{self.data.side}x{self.data.side}"
-                )
-        self.floor_data = (
-            source.load("test" if config.reference == "train" else "train")
-            if config.floor
-            else None
-        )
+        _check_fit(self.points, self.data)
+        self.extractors = _extractors(config, self.data, self.device)
+        self.floor_data = _floor_data(config, source)
         check_sizes(self.data, self.floor_data)
-        weights = config.extractor_weights
-        self.extractors = [
-            make_extractor(name, self.device, _weights_for(name, weights))
-            for name in config.extractors
+        self.measurements = [
+            measurement(config, self.data, extractor, point)
+            for point in self.points
+            for extractor in self.extractors
         ]
-        for extractor in self.extractors:
-            check_reads(extractor, self.data.channels, self.data.side, self.data.name)
-            if config.extrapolate:
-                sizes_for(
-                    config.n * config.sets, extractor.width, config.extrapolate
-                )  # refuses what cannot be
-        self.out = Path(config.out)
-        self.features_folder = self.out.parent / "features"
-        self.sampler = PointSampler(config, self.tasks, state, self.device)
-        self.done: dict[tuple, dict] = {}
+        self.floors = [
+            floor_measurement(config, self.data, extractor, self.floor_data)
+            for extractor in self.extractors
+            if self.floor_data
+        ]
+        self.sampler = PointSampler(config, self.points, state, self.device)
         self.references: dict[str, Reference] = {}
+        self.rows: dict[tuple, Row] = {}
 
-    def read_done(self) -> None:
+    def run(self) -> list[Row]:
+        """Measures what is not in the curves file yet. Returns the sweep's rows, done before or
+        now."""
+        self._read_rows()
+        floors = [m for m in self.floors if m.key not in self.rows]
+        tasks, lacking = self._tasks()
+        self._announce(tasks, lacking)
+        for m in [*floors, *(m for task in tasks for m in task.wanted)]:
+            if m.extractor.name not in self.references:
+                self.references[m.extractor.name] = shared_reference(
+                    self.data, m.extractor, self.config.cache, self.state
+                )
+        for m in floors:
+            self._measure_floor(m)
+        self._measure_points(tasks)
+        if tasks and self.state.is_main_process:
+            _say(f"wrote {self.out}")
+        keys = dict.fromkeys(m.key for m in [*self.measurements, *self.floors])
+        return [self.rows[key] for key in keys if key in self.rows]
+
+    def _read_rows(self) -> None:
         """Takes up the rows that the curves file holds; on several processes all at once, and
         nobody else may write it."""
         self.state.wait_for_everyone()
-        self.done = {identity(row): row for row in read_rows(self.out)}
-        self.state.wait_for_everyone()  # all have read the file before the main process changes it
-
-    def missing(self, task: Task) -> list[Extractor]:
-        """The extractors under which this task has no row yet, or one that kept features can
-        complete."""
-        found = []
-        for extractor in self.extractors:
-            row = self.done.get(identity(protocol(self.config, extractor, self.data, task)))
-            if row is None or (
-                self._lacks(row, extractor) and self._file_of(task, extractor).is_file()
-            ):
-                found.append(extractor)
-        return found
-
-    def _lacks(self, row: dict, extractor: Extractor) -> bool:
-        """Whether the row has no value for a metric that could be measured now."""
-        if self.config.extrapolate and row["fid_infinity"] is None:
-            return True
-        return (
-            row["kid"] is None
-            and cache_file(self.data, extractor, Path(self.config.cache)).is_file()
-        )
-
-    def _file_of(self, task: Task, extractor: Extractor) -> Path:
-        row = protocol(self.config, extractor, self.data, task)
-        return kept_features.file_of(self.features_folder, row, self.config.n * self.config.sets)
-
-    def _needs_sampling(self, task: Task) -> bool:
-        return any(not self._file_of(task, extractor).is_file() for extractor in self.missing(task))
-
-    def run(self) -> list[dict]:
-        """Measures what is not in the curves file yet. Returns the sweep's rows, done before or
-        now."""
-        config, total = self.config, self.config.n * self.config.sets
-        todo = [task for task in self.tasks if self.missing(task)]
-        floors = [
-            e
-            for e in self.extractors
-            if self.floor_data and identity(self._floor_protocol(e)) not in self.done
-        ]
-        to_sample = [task for task in todo if self._needs_sampling(task)]
-        cost = sum(task.nfe for task in to_sample) * total
+        self.rows = {row.key: row for row in read_rows(self.out)}
+        self.state.wait_for_everyone()  # all have read it by the time that the main one changes it
         if self.state.is_main_process:
             drop_torn_line(self.out)
-            points = f"{len(todo)} of {len(self.tasks)} points to measure"
-            if stay := sum(
-                self._lacks(self.done[identity(protocol(config, e, self.data, task))], e)
-                for task in self.tasks
-                for e in self.extractors
-                if e not in self.missing(task)
-            ):
-                _say(
-                    f"{stay} measured rows lack a metric that is asked for now, and have no kept features: they stay as they are"
-                )
-            ready = (
-                f", {len(todo) - len(to_sample)} from kept features"
-                if len(to_sample) < len(todo)
-                else ""
+
+    def _tasks(self) -> tuple[list[Task], int]:
+        """What is to do, and how many rows lack a metric but have no kept features to get it
+        from."""
+        tasks: dict[tuple, Task] = {}
+        seen, lacking = set(), 0
+        for m in self.measurements:
+            if m.key in seen:  # the config lists it twice
+                continue
+            seen.add(m.key)
+            row, store = self.rows.get(m.key), self.store_of(m)
+            if row is not None and not self._lacks(row, m.extractor):
+                continue
+            kept = store.may_hold(self.config.total, m.extractor)
+            if row is not None and not kept:
+                lacking += 1
+                continue
+            key = (m.point.method, m.point.run.name, m.draft.samples_key)
+            task = tasks.setdefault(key, Task(m.point, [], store, []))
+            task.wanted.append(m)
+            task.kept += [m] if kept else []
+        return list(tasks.values()), lacking
+
+    def _lacks(self, row: Row, extractor: Extractor) -> bool:
+        """Whether the row has no value for a metric that could be measured now."""
+        if self.config.extrapolate and row.fid_infinity is None:
+            return True
+        return (
+            row.kid is None and cache_file(self.data, extractor, Path(self.config.cache)).is_file()
+        )
+
+    def store_of(self, m: Measurement) -> Store:
+        words = (m.draft.run, m.draft.sampler, m.draft.steps)
+        return Store(self.out.parent, m.draft.samples_key, words)
+
+    def _announce(self, tasks: list[Task], lacking: int) -> None:
+        if not self.state.is_main_process:
+            return
+        config, total = self.config, self.config.total
+        if lacking:
+            _say(
+                f"{lacking} measured rows lack a metric that is asked for now, and have no kept "
+                "features: they stay as they are"
             )
-            _say(f"{points}{ready}: {total} images each, {cost:,} network evaluations in all")
-            for extractor in self.extractors:
-                if config.n < 2 * extractor.width:
-                    _say(
-                        f"warning: n = {config.n} images for {extractor.width} features: compare only numbers at the same n"
-                    )
+        count = len({id(m.point) for m in self.measurements})
+        ready = sum(not task.fresh for task in tasks)
+        _say(
+            f"{len(tasks)} of {count} points to measure"
+            + (f", {ready} from kept features" if ready else "")
+            + f": {total} images each, {self._cost(tasks):,} network evaluations in all"
+        )
         for extractor in self.extractors:
-            if extractor in floors or any(extractor in self.missing(task) for task in todo):
-                self.references[extractor.name] = shared_reference(
-                    self.data, extractor, config.cache, self.state
+            if config.n < 2 * extractor.width:
+                _say(
+                    f"warning: n = {config.n} images for {extractor.width} features: compare only "
+                    "numbers at the same n"
                 )
-        for extractor in floors:
-            self._floor(extractor)
+
+    def _cost(self, tasks: Iterable[Task]) -> int:
+        return sum(task.point.nfe for task in tasks if task.fresh) * self.config.total
+
+    def _measure_floor(self, m: Measurement) -> None:
+        """The distance between two sets of real images, the best that a sampler can be expected to
+        reach at this n."""
+        labels, name = self.floor_data.labels, f"{m.extractor.name} floor"
+        chosen = balanced_choice(labels, m.draft.n)
+        with shared_extraction(m.extractor, len(chosen), name, self.state) as (extract, _):
+            features = extract(self.floor_data.images[chosen])
+        if self.state.is_main_process:
+            strata = labels[chosen] if self.floor_data.num_classes else None
+            self._write(m.draft.model_copy(update=self._metrics(m, features, strata)))
+
+    def _measure_points(self, tasks: list[Task]) -> None:
+        sampled = [task for task in tasks if task.fresh]
         quiet = not self.state.is_main_process
-        if to_sample and not quiet:
-            seconds = self.sampler.estimate([(task, self.missing(task)) for task in to_sample])
-            _say(f"this will take about {in_words(seconds)} of sampling and feature extraction")
+        if sampled and not quiet:
+            todo = [(task.point, task.fresh, task.store) for task in sampled]
+            seconds = self.sampler.estimate(todo)
+            _say(f"this will take about {duration(seconds)} of sampling and feature extraction")
         with tqdm(
-            total=cost,
+            total=self._cost(tasks),
             unit="eval",
             unit_scale=True,
             dynamic_ncols=True,
             smoothing=0.05,
             disable=quiet,
         ) as bar:
-            reached = 0
-            for task in todo:
-                bar.set_description(task.words)
-                self._point(task, bar)
-                reached += task.nfe * total if task in to_sample else 0
-                bar.update(reached - bar.n)  # what rounding over the processes left
-        if todo and self.state.is_main_process:
-            _say(f"wrote {self.out}")
-        wanted = [protocol(config, e, self.data, t) for t in self.tasks for e in self.extractors]
-        wanted += [self._floor_protocol(e) for e in self.extractors if self.floor_data]
-        return [self.done[key] for key in dict.fromkeys(map(identity, wanted)) if key in self.done]
+            for number, task in enumerate(tasks, 1):
+                bar.set_description(task.point.label)
+                self.measure_task(task, bar)
+                bar.update(self._cost(tasks[:number]) - bar.n)  # rounding over the processes
 
-    def _floor_protocol(self, extractor: Extractor) -> dict:
-        size = min(self.config.n, len(self.floor_data))
-        row = protocol(self.config, extractor, self.data, None)
-        return row | {"n": size, "weights_sha256": self.floor_data.sha256}
-
-    def _floor(self, extractor: Extractor) -> None:
-        """The distance between two sets of real images, the best that a sampler can be expected to
-        reach at this n."""
-        row = self._floor_protocol(extractor)
-        chosen = balanced_choice(self.floor_data.labels, row["n"])
-        with shared_extraction(extractor, len(chosen), f"{extractor.name} floor", self.state) as (
-            extract,
-            _,
-        ):
-            features = extract(self.floor_data.images[chosen])
-        if self.state.is_main_process:
-            strata = self.floor_data.labels[chosen] if self.floor_data.num_classes else None
-            found = measure(
-                features, self.references[extractor.name], 1, self.config.bootstrap, strata=strata
-            )
-            self._write(
-                row | found | {"class_histogram": class_histogram(features, extractor, self.data)}
-            )
-
-    def _point(self, task: Task, bar: tqdm) -> None:
-        config, extractors = self.config, self.missing(task)
-        if not extractors:  # the config lists it twice
-            return
-        found = {e.name: self._kept(task, e) for e in extractors}
-        rest = [e for e in extractors if found[e.name] is None]
-        if rest:
-            found |= self._sample(task, rest, bar)
-        for extractor in extractors:
-            row, sampled = protocol(config, extractor, self.data, task), found[extractor.name]
-            if self.state.is_main_process:
-                classes = task.run.num_classes
-                strata = torch.arange(len(sampled.features)) % classes if classes else None
-                given = (
-                    self.references[extractor.name],
-                    config.sets,
-                    config.bootstrap,
-                    config.extrapolate,
-                    strata,
-                )
-                row |= measure(sampled.features, *given) | sampled.measured
-                row |= {"class_histogram": class_histogram(sampled.features, extractor, self.data)}
-                row |= {"samples": self._keep(row, sampled.images[: config.keep_samples])}
+    def measure_task(self, task: Task, bar: tqdm) -> None:
+        """Samples a point as far as its features are not there, measures and writes its rows."""
+        config, main = self.config, self.state.is_main_process
+        found = {m.key: task.store.whole(config.total, m.extractor) for m in task.wanted}
+        fresh = [m for m in task.wanted if found[m.key] is None]
+        if fresh:
+            part = self.sampler.sample(task.point, [m.extractor for m in fresh], task.store, bar)
+            found |= dict.fromkeys((m.key for m in fresh), part)
+            if config.keep_features and main:
+                task.store.add(part, KEPT)
+            # a point that has the same samples finds them on every process, or on none
+            self.state.wait_for_everyone()
+        for m in task.wanted:
+            row = self._row(m, found[m.key]) if main else m.draft
+            if main:
                 self._write(row)
-            self.done[identity(row)] = row
-        if rest and self.state.is_main_process:
-            self.sampler.forget(task, rest)
+            self.rows[row.key] = row
+        if main:
+            task.store.forget()
 
-    def _kept(self, task: Task, extractor: Extractor) -> Sampled | None:
-        """What an earlier sweep kept of these samples, if it did; the same answer on every
-        process."""
-        kept = kept_features.kept(self._file_of(task, extractor))
-        return Sampled(*kept) if kept else None
+    def _row(self, m: Measurement, part: Part) -> Row:
+        features, classes = part.features[identity(m.extractor)], m.point.run.spec.num_classes
+        strata = torch.arange(len(features)) % classes if classes else None
+        sampled = {
+            "nfe": part.forwards / part.count,
+            "seconds_per_image": part.seconds / part.count,
+            "peak_memory_bytes": part.memory,
+            "device": part.device,
+            "samples": self._save_strip(m.draft, part.images[: self.config.keep_samples]),
+        }
+        return m.draft.model_copy(update=self._metrics(m, features, strata) | sampled)
 
-    def _sample(self, task: Task, extractors: list[Extractor], bar: tqdm) -> dict[str, Sampled]:
-        """Samples a point, and keeps its features if that is asked for."""
-        found = self.sampler.sample(task, extractors, bar)
-        if self.config.keep_features and self.state.is_main_process:
-            for extractor in extractors:
-                row = protocol(self.config, extractor, self.data, task)
-                kept_features.keep(self._file_of(task, extractor), row, *found[extractor.name])
-        self.state.wait_for_everyone()  # a point that has the same features finds them on every process, or on none
-        return found
+    def _metrics(self, m: Measurement, features: Tensor, strata: Tensor | None) -> dict:
+        sets, resamples = m.draft.sets, m.draft.resamples
+        extrapolate = self.config.extrapolate if m.point else 0
+        reference = self.references[m.extractor.name]
+        found = measure(features, reference, sets, resamples, extrapolate, strata)
+        histogram = class_histogram(features, m.extractor, self.data)
+        return found._asdict() | {"class_histogram": histogram}
 
-    def _keep(self, row: dict, images: Tensor) -> str | None:
+    def _save_strip(self, row: Row, images: Tensor) -> str | None:
         """Stores the first images [K, C, H, W] as a strip; returns its path, relative to the curves
         file."""
         if not len(images):
             return None
-        sampled = (
-            "run",
-            "weights_sha256",
-            "sampler",
-            "steps",
-            "guidance_scale",
-            "threshold",
-            "grid",
-            "seed",
-        )
-        short = hashlib.sha256(repr([row[key] for key in sampled]).encode()).hexdigest()[:8]
-        name = "-".join(str(row[key]) for key in ("method", "run", "sampler", "steps"))
-        file = Path("samples") / (
-            "".join(c if c.isalnum() or c in "-_+." else "_" for c in name) + f"-{short}.png"
-        )
+        file = Path("samples") / f"{self._strip_name(row)}.png"
         save_png(tile(images, columns=len(images), gap=0), self.out.parent / file)
         return str(file)
 
-    def _write(self, row: dict) -> None:
+    def _strip_name(self, row: Row) -> str:
+        words = file_name((row.method, row.run, row.sampler, row.steps))
+        return f"{words}-{short_hash((row.run, *row.samples_key))}"
+
+    def _write(self, row: Row) -> None:
         append_row(self.out, row)
-        self.done[identity(row)] = row
+        self.rows[row.key] = row
 
 
-def _weights_for(name: str, weights: str | None) -> str | None:
-    return weights if issubclass(EXTRACTORS.get(name, Extractor), InceptionExtractor) else None
+def _check_fit(points: list[Point], data: ImageData) -> None:
+    for run in {id(point.run): point.run for point in points}.values():
+        spec = run.spec
+        if (spec.channels, spec.side) != (data.channels, data.side):
+            raise UserError(
+                f"{run.folder} makes {spec.channels}x{spec.side}x{spec.side} images, but data "
+                f"'{data.name}' has {data.channels}x{data.side}x{data.side}"
+            )
 
 
-def in_words(seconds: float) -> str:
+def _extractors(config: SweepConfig, data: ImageData, device: torch.device) -> list[Extractor]:
+    """The config's extractors, which read the data and have images enough."""
+    found = []
+    for name in config.extractors:
+        inception = issubclass(EXTRACTORS.get(name, Extractor), InceptionExtractor)
+        weights = config.extractor_weights if inception else None
+        extractor = make_extractor(name, device, weights)
+        check_reads(extractor, data.channels, data.side, data.name)
+        if config.extrapolate:
+            sizes_for(config.total, extractor.width, config.extrapolate)  # refuses what cannot be
+        found.append(extractor)
+    return found
+
+
+def _floor_data(config: SweepConfig, source: DataConfig) -> ImageData | None:
+    other = "test" if config.reference == "train" else "train"
+    return source.load(other) if config.floor else None
+
+
+def duration(seconds: float) -> str:
     """ "40 s", "12 min" or "3.5 h"."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
@@ -291,7 +315,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run_sweep(config: SweepConfig, load: Load) -> list[dict]:
+def run_sweep(config: SweepConfig, load: Load) -> list[Row]:
     """Measures every point of `config` that its curves file does not hold yet, and returns all its
     rows.
 
@@ -302,7 +326,6 @@ def run_sweep(config: SweepConfig, load: Load) -> list[dict]:
     state = start_processes(cpu=config.device == "cpu")
     sweep = Sweep(config, state, load)
     with only_writer(sweep.out) if state.is_main_process else nullcontext():
-        sweep.read_done()
         rows = sweep.run()
         state.wait_for_everyone()
     return rows
