@@ -26,13 +26,13 @@ from tqdm import tqdm
 from core.config import parse
 from core.errors import UserError, command_line
 from core.processes import start_processes
-from core.runs import sample_images
+from core.sampling.sample import sample_images
 from eval.features.extractors import Extractor
 from eval.metrics import distances
 from eval.metrics.of_a_row import measure
 from eval.metrics.reference import Reference, shared_reference
 from eval.sweep.config import SweepConfig
-from eval.sweep.run import Sweep
+from eval.sweep.run import Sweep, Task
 from lab import load
 
 OVERHEAD, METRICS_SECONDS = 0.10, 5.0  # goals
@@ -56,18 +56,19 @@ def overhead(config: SweepConfig, repeats: int) -> tuple[list[float], list[float
     """Seconds [repeats] of the harness for one point, and of the bare loop over the same images;
     one round of warming up."""
     sweep = Sweep(config, start_processes(cpu=config.device == "cpu"), load)
-    (task,), (extractor,) = sweep.tasks, sweep.extractors
+    (m,) = sweep.measurements
+    extractor, point = m.extractor, m.point
+    task = Task(point, [m], sweep.store_of(m), [])
     sweep.references[extractor.name] = shared_reference(
         sweep.data, extractor, sweep.config.cache, sweep.state
     )
 
     def harness() -> None:
-        sweep.done.clear()
-        sweep._point(task, tqdm(disable=True))
+        sweep.measure_task(task, tqdm(disable=True))
 
     def bare() -> None:
         for indices in torch.arange(config.n).split(config.batch_size):
-            extractor(sample_images(task.run, task.sampler, task.steps, indices, config.seed))
+            extractor(sample_images(point.run.model, point.setting, indices, config.seed))
 
     with_it, without = [], []
     for round_ in range(repeats + 1):
@@ -115,7 +116,7 @@ def main() -> None:
     )
     parser.add_argument("run", help="folder of a trained run")
     parser.add_argument("--extractor", default="digits-cnn", help="default: %(default)s")
-    parser.add_argument("--sampler", default="ddim", help="default: %(default)s")
+    parser.add_argument("--sampler", help="default: the model's own")
     parser.add_argument("--steps", type=int, default=16, help="default: %(default)s")
     parser.add_argument(
         "--n", type=int, default=2000, help="images of the point (default: %(default)s)"
@@ -142,14 +143,14 @@ def main() -> None:
             "bootstrap": a.bootstrap,
             "device": a.device,
             "floor": False,
-            "entries": [{"run": a.run, "samplers": [a.sampler], "steps": [a.steps]}],
+            "entries": [{"run": a.run, "samplers": a.sampler and [a.sampler], "steps": [a.steps]}],
         }
         config = parse(SweepConfig, values, "command line")
         with_it, without = overhead(config, a.repeats)
         sweep = Sweep(config, start_processes(cpu=a.device == "cpu"), load)
-    (extractor,) = sweep.extractors
+    (extractor,), (point,) = sweep.extractors, sweep.points
     ratio = statistics.median(x / y for x, y in zip(with_it, without, strict=True))
-    print(f"| {a.n} images, {a.sampler} in {a.steps} steps, {a.extractor} | seconds | to bare |")
+    print(f"| {a.n} images, {point.setting.label()}, {a.extractor} | seconds | to bare |")
     print("|---|---:|---:|")
     print(f"| sampling and extracting alone | {statistics.median(without):.2f} | 1 |")
     print(f"| a point of the harness | {statistics.median(with_it):.2f} | {ratio:.3f} |")

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from core.condition import Condition
 from core.diffusion.grids import make_grid
 from core.diffusion.paths import VPCosine
 from core.errors import UserError, command_line
-from core.model import Model
+from core.model import Model, ModelSpec
 from core.networks.unet import UNet
 from core.noise import Noise
 from core.sampling.denoisers import Conditioned
@@ -74,6 +75,11 @@ class DiffusersUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None, label: Tensor) -> Tensor:
         return self.unet(x, 1000.0 * t, class_labels=label).sample
+
+
+def model_spec(x: Tensor, autocast: bool) -> ModelSpec:
+    """A v-predicting model of images like x [B, C, S, S]; its network is given elsewhere."""
+    return ModelSpec(channels=x.shape[1], side=x.shape[2], num_classes=CLASSES, autocast=autocast)
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -137,7 +143,8 @@ def sampling(
     network: nn.Module, name: str, x: Tensor, grid: Tensor, label: Tensor, autocast: bool
 ) -> Action:
     """One whole sampling run along the grid."""
-    denoiser = Conditioned(Model(network, VPCosine(), "v", autocast=autocast), label)
+    model = Model(network, model_spec(x, autocast))
+    denoiser = Conditioned(model, Condition(label))
     rng, sampler = Noise(0, torch.arange(len(x), device=x.device)), make_sampler(name)
 
     @torch.no_grad()

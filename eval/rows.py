@@ -112,7 +112,9 @@ class Row(Strict):
         if self.sampler is not None:
             for key in ("steps", "nfe", "ema", "seed"):
                 if getattr(self, key) is None:
-                    raise ValueError(f"key '{key}' is missing or null, though the row has a sampler")
+                    raise ValueError(
+                        f"key '{key}' is missing or null, though the row has a sampler"
+                    )
         if LARGEST < abs(self.fid) < math.inf:
             raise ValueError(f"key 'fid' is {self.fid:g}, more than any distance")
         if self.class_histogram is not None and not sum(self.class_histogram):

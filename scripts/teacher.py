@@ -34,9 +34,8 @@ def info(a: argparse.Namespace) -> None:
     lines = describe(run)
     card = read_card(published_folder(run) or run.folder)
     for row in card.rows if card else ():
-        metric = row.get("metric", "Fréchet distance")
-        lines[f"card: {row['sampler']} x{row['steps']}"] = (
-            f"{metric} {row['fid']:.4g} ± {row['fid_std']:.2g}, n = {row['n']}, {row['extractor']}"
+        lines[f"card: {row.sampler} x{row.steps}"] = (
+            f"{row.metric} {row.fid:.4g} ± {row.fid_std:.2g}, n = {row.n}, {row.extractor}"
         )
     width = max(map(len, lines))
     for subject, words in lines.items():

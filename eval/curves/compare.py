@@ -95,9 +95,7 @@ def select(rows: list[Row], selector: str) -> list[Row]:
             raise UserError(f"'{selector}': unknown key '{key}'{nearest(key, KEYS)}")
         wanted[key] = value
     points = measured(rows)
-    chosen = [
-        row for row in points if all(_same(getattr(row, k), v) for k, v in wanted.items())
-    ]
+    chosen = [row for row in points if all(_same(getattr(row, k), v) for k, v in wanted.items())]
     if not chosen:
         key, value = next(
             ((k, v) for k, v in wanted.items() if not any(_same(getattr(r, k), v) for r in points)),
@@ -190,9 +188,7 @@ def _in_the_way(a: list[Row], b: list[Row], names: Sequence[str]) -> str:
         return [f"{key} ({mine} and {theirs})" for key, mine, theirs in pairs if mine != theirs]
 
     found = min((differing(x.protocol, y.protocol) for x in a for y in b), key=len)
-    return (
-        f"{names[0]} and {names[1]} were measured differently, they differ in {', '.join(found)}"
-    )
+    return f"{names[0]} and {names[1]} were measured differently, they differ in {', '.join(found)}"
 
 
 def comparison_table(points: list[Comparison], by: str, names: Sequence[str]) -> str:

@@ -7,7 +7,14 @@ from math import hypot
 
 from core.errors import UserError, nearest
 from eval.curves.compare import standard_error
-from eval.curves.series import by_protocol, measured, point_label, protocol_label, series_label, series_of
+from eval.curves.series import (
+    by_protocol,
+    measured,
+    point_label,
+    protocol_label,
+    series_label,
+    series_of,
+)
 from eval.curves.text import markdown, markdown_table, number
 from eval.rows import Row, measure_label
 

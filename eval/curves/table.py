@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from eval.curves.series import by_protocol, errors_label, floor_of, protocol_label, series_label, series_of
+from eval.curves.series import (
+    by_protocol,
+    errors_label,
+    floor_of,
+    protocol_label,
+    series_label,
+    series_of,
+)
 from eval.curves.text import markdown, markdown_table, number, text_table
 from eval.rows import Row
 

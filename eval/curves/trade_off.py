@@ -3,7 +3,14 @@ al. 2022, fig. 1)."""
 
 from __future__ import annotations
 
-from eval.curves.series import by_protocol, floor_of, measured, point_label, protocol_label, series_of
+from eval.curves.series import (
+    by_protocol,
+    floor_of,
+    measured,
+    point_label,
+    protocol_label,
+    series_of,
+)
 from eval.curves.text import markdown, markdown_table, number
 from eval.rows import Row, measure_label
 
@@ -41,7 +48,9 @@ def trade_off_tables(rows: list[Row]) -> str:
         floor = floor_of(group)
         measure = measure_label(measured(group)[0])
         header = ["", "evaluations", "ms per image", measure, "precision", "recall", "classes off"]
-        body = [_cells(row, floor, group) for row in chosen_rows(group) + ([floor] if floor else [])]
+        body = [
+            _cells(row, floor, group) for row in chosen_rows(group) + ([floor] if floor else [])
+        ]
         title = (
             f"{protocol_label(group)}; each series at its cheapest and at its best number of steps"
         )

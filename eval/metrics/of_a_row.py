@@ -70,7 +70,9 @@ def measure(
     return Metrics(sum(values) / sets, std, infinity, kid, precision, recall)
 
 
-def class_histogram(features: Tensor, extractor: Extractor, data: ImageData) -> tuple[int, ...] | None:
+def class_histogram(
+    features: Tensor, extractor: Extractor, data: ImageData
+) -> tuple[int, ...] | None:
     """Images [num_classes] that the classifier counts to each class; None where it does not know
     the data's classes."""
     if (

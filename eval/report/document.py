@@ -9,7 +9,6 @@ file, byte for byte.
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import io
 import json
@@ -20,15 +19,24 @@ from pathlib import Path
 from torch import Tensor
 
 from core.errors import UserError
-from core.files import write_text
+from core.files import sha256_of, write_text
 from core.pictures import read_samples
 from core.runs import Load
-from eval.curves.style import Look, look_of, read_styles
-from eval.curves.table import protocol_words, series_words
+from eval.curves.series import (
+    by_protocol,
+    floor_of,
+    measured,
+    protocol_label,
+    series_label,
+    series_of,
+)
+from eval.curves.style import Look, look_of
+from eval.curves.text import one_line
 from eval.curves.trade_off import class_distance
+from eval.curves_file import read_measured
 from eval.report.training import find_runs, loss_by_level, prices, read_configs
 from eval.report.trajectories import films
-from eval.rows import by_protocol, is_floor, measure_words, read_rows, series_key
+from eval.rows import Row, measure_label
 
 PAGE = Path(__file__).with_name("page")
 SCRIPTS = ("common.js", "curve.js", "samples.js", "trajectories.js", "training.js")
@@ -85,54 +93,51 @@ def _uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def series_data(rows: list[dict]) -> tuple[list[dict], list[list[dict]]]:
-    """What the page knows of each series (method, sampler and options), and its rows, in order of
-    appearance.
+def series_data(rows: list[Row]) -> list[dict]:
+    """What the page knows of each series (method, sampler and options), in order of appearance.
 
     The same samples measured by two extractors are one series.
     """
-    found: dict[tuple, list[dict]] = {}
-    for row in rows:
-        if not is_floor(row):
-            found.setdefault(series_key(row), []).append(row)
-    styles, methods = read_styles(), [row["method"] for row in rows if not is_floor(row)]
+    methods = [row.method for row in measured(rows)]
     series = []
-    for points in found.values():
+    for points in series_of(rows).values():
         row = points[0]
-        look: Look = look_of(row["method"], row["sampler"], methods, styles)
-        entry = {
-            key: row[key] for key in ("method", "run", "sampler", "guidance_scale", "seed", "ema")
-        }
-        entry["label"] = look.label
-        entry["name"] = (
-            f"{look.label}, {series_words(row, rows).removeprefix(row['method']).strip()}"
+        look: Look = look_of(row.method, row.sampler, methods)
+        series.append(
+            {
+                "method": row.method,
+                "run": row.run,
+                "seed": row.seed,
+                "label": one_line(look.label),
+                "name": series_label(row, rows),
+                "light": readable(look.color, LIGHT),
+                "dark": readable(look.color, DARK),
+                "marker": MARKERS[look.marker],
+                "dash": _dash(look.dashes),
+            }
         )
-        entry |= {"light": readable(look.color, LIGHT), "dark": readable(look.color, DARK)}
-        series.append(entry | {"marker": MARKERS[look.marker], "dash": _dash(look.dashes)})
-    return series, list(found.values())
+    return series
 
 
-def sample_strips(series: list[list[dict]], folder: Path) -> list[dict]:
+def sample_strips(series: list[list[Row]], folder: Path) -> list[dict]:
     """[{"series", "steps", "nfe", "image", "width", "height"}] for every kept strip of samples that
     is there. Rows may come from anywhere: nothing outside `folder` is put into the page."""
     strips = []
     for index, rows in enumerate(series):
-        last = {
-            row["steps"]: row for row in rows if row.get("samples")
-        }  # measured again: the last counts
+        last = {row.steps: row for row in rows if row.samples}  # measured again: the last counts
         for _, row in sorted(last.items()):
             try:
-                png, width, height = read_samples(folder, row["samples"])
+                png, width, height = read_samples(folder, row.samples)
             except UserError as error:
                 print(f"warning: {error}; the report goes without it", file=sys.stderr)
                 continue
-            entry = {"series": index, "steps": row["steps"], "nfe": row["nfe"], "image": _uri(png)}
+            entry = {"series": index, "steps": row.steps, "nfe": row.nfe, "image": _uri(png)}
             strips.append(entry | {"width": width, "height": height})
     return strips
 
 
 def trajectory_data(
-    series: list[list[dict]], runs: Path | None, steps: list[int], count: int, load: Load
+    series: list[list[Row]], runs: Path | None, steps: list[int], count: int, load: Load
 ) -> dict:
     """The films of eval.report.trajectories with their sheets as data URIs, or {"missing": why
     there are none}."""
@@ -158,64 +163,63 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load
     Raises:
         UserError: no curves there, or nothing measured in them, or `runs` holds none of the runs.
     """
-    if not curves.is_file():
-        raise UserError(f"{curves} does not exist: python -m scripts.evaluate writes it")
-    rows = read_rows(curves)
-    if all(map(is_floor, rows)):
-        raise UserError(f"{curves} holds no measured points: run python -m scripts.evaluate first")
-    names = list(dict.fromkeys(row["run"] for row in rows if not is_floor(row)))
+    rows = read_measured(curves)
+    names = list(dict.fromkeys(row.run for row in measured(rows)))
     if runs is not None and not any((runs / name / "config.yaml").is_file() for name in names):
         raise UserError(
             f"--runs {runs} holds none of the runs {', '.join(names)}: give the folder they are in"
         )
     runs = runs or find_runs(curves.parent, rows)
-    series, points = series_data(rows)
-    place = {id(row): i for i, row in enumerate(rows)}
-    index = {
-        key: i
-        for i, key in enumerate(dict.fromkeys(series_key(row) for row in rows if not is_floor(row)))
-    }
-    groups = []
-    for group in by_protocol(rows):
-        first = next((row for row in group if not is_floor(row)), None)
-        if first is None:
-            continue
-        floor = next(filter(is_floor, group), None)
-        for row in group:
-            row["class_distance"] = class_distance(row, floor)
-        shown = sorted(
-            (row for row in group if not is_floor(row)),
-            key=lambda r: (index[series_key(r)], r["nfe"]),
-        )
-        groups.append(
-            {
-                "words": protocol_words(group),
-                "measures": {
-                    key: measure_words(first, key)
-                    for key in MEASURES
-                    if any(r.get(key) is not None for r in group)
-                },
-                "points": [
-                    {"row": place[id(row)], "series": index[series_key(row)]} for row in shown
-                ],
-                "floors": [place[id(row)] for row in group if is_floor(row)],
-            }
-        )
+    points = list(series_of(rows).values())
     known = prices(rows, runs)
     names += [one["run"] for one in known if one["run"] not in names]
     losses = {name: loss for name in names if runs and (loss := loss_by_level(runs / name))}
+    data = row_data(rows)
     return {
-        "dataset": rows[0]["dataset"],
-        "source": {"file": curves.name, "sha256": hashlib.sha256(curves.read_bytes()).hexdigest()},
-        "rows": rows,
-        "groups": groups,
-        "series": series,
+        "dataset": one_line(rows[0].dataset),
+        "source": {"file": curves.name, "sha256": sha256_of(curves)},
+        "rows": data,
+        "groups": group_data(rows, data),
+        "series": series_data(rows),
         "strips": sample_strips(points, curves.parent),
         "trajectories": trajectory_data(points, runs, steps, images, load),
         "losses": losses,
         "prices": known,
         "configs": read_configs(curves.parent, runs, names),
     }
+
+
+def row_data(rows: list[Row]) -> list[dict]:
+    """The rows as they are published, with the class distance of those that are shown."""
+    data = {id(row): row.model_dump(mode="json") | {"class_distance": None} for row in rows}
+    for group in by_protocol(rows):
+        for row in group:
+            data[id(row)]["class_distance"] = class_distance(row, floor_of(group))
+    return list(data.values())
+
+
+def group_data(rows: list[Row], data: list[dict]) -> list[dict]:
+    """What the page shows of each protocol: its measures, and rows (`data`, as in `row_data`) and
+    series by their index."""
+    place = {id(row): i for i, row in enumerate(rows)}
+    index = {key: i for i, key in enumerate(series_of(rows))}
+    groups = []
+    for group in by_protocol(rows):
+        shown = sorted(measured(group), key=lambda row: (index[row.series], row.nfe))
+        there = [data[place[id(row)]] for row in group]
+        groups.append(
+            {
+                "words": protocol_label(group),
+                "measures": {
+                    key: one_line(measure_label(shown[0], key))
+                    for key in MEASURES
+                    if any(row[key] is not None for row in there)
+                },
+                "points": [{"row": place[id(row)], "series": index[row.series]} for row in shown],
+                "floors": [place[id(row)] for row in group if row.is_floor],
+            }
+        )
+    return groups
 
 
 def render(data: dict) -> str:

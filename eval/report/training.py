@@ -10,20 +10,23 @@ import yaml
 
 from core.files import read_text
 from core.training.checkpoints import latest_checkpoint
-from eval.rows import is_floor
+from eval.curves.series import measured
+from eval.rows import Row
 
+# What a row says of its run's training
+PRICE = ("run", "method", "teacher", "train_images", "train_evals", "train_seconds")
 MOMENTS = 5  # points in training whose loss is shown, for runs of one stage
 
 
-def find_runs(folder: Path, rows: list[dict]) -> Path | None:
+def find_runs(folder: Path, rows: list[Row]) -> Path | None:
     """The folder of the runs that `rows` name: beside the curves, else under runs/. None if there
     is none.
 
     Of several it is the first one with a run whose config is the measured one, else the first with
     any of the runs.
     """
-    named = {row["run"]: row["config_sha256"] for row in rows if not is_floor(row)}
-    dataset = rows[0]["dataset"]
+    named = {row.run: row.config_sha256 for row in measured(rows)}
+    dataset = rows[0].dataset
     places = [
         folder,
         Path("runs") / folder.resolve().name,
@@ -118,7 +121,7 @@ def loss_by_level(run: Path) -> dict | None:
     }
 
 
-def prices(rows: list[dict], runs: Path | None) -> list[dict]:
+def prices(rows: list[Row], runs: Path | None) -> list[dict]:
     """What training each run has cost, its own part and that of the runs it learned from, cheapest
     first.
 
@@ -126,22 +129,11 @@ def prices(rows: list[dict], runs: Path | None) -> list[dict]:
     others.
     """
     known: dict[str, dict] = {}
-    for row in rows:
-        if not is_floor(row) and row["train_evals"] is not None:
-            one = {
-                key: row[key]
-                for key in (
-                    "run",
-                    "method",
-                    "teacher",
-                    "train_images",
-                    "train_evals",
-                    "train_seconds",
-                )
-            }
-            if row["run"] not in known or known[row["run"]]["train_evals"] < one["train_evals"]:
-                known[row["run"]] = one
-    measured = list(known)
+    for row in measured(rows):
+        if row.train_evals is not None:
+            if row.run not in known or known[row.run]["train_evals"] < row.train_evals:
+                known[row.run] = {key: getattr(row, key) for key in PRICE}
+    own = list(known)
     missing = [one["teacher"] for one in known.values() if one["teacher"] not in known]
     while missing:  # teachers that were not measured themselves
         name = missing.pop()
@@ -162,5 +154,5 @@ def prices(rows: list[dict], runs: Path | None) -> list[dict]:
         one["chain"] = chain
         one["inherited_evals"] = sum(known[n]["train_evals"] for n in chain if n in known)
         one["complete"] = all(n in known for n in chain)
-        one["measured"] = one["run"] in measured
+        one["measured"] = one["run"] in own
     return sorted(known.values(), key=lambda one: one["train_evals"] + one["inherited_evals"])

@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.data.dataset import ImageData, to_float, to_uint8
+from core.condition import UNCONDITIONED, Condition
+from core.data import DataConfig, ImageData
 from core.errors import UserError
 from core.noise import Noise
 from core.pictures import tile
-from core.runs import Load, Run, sample_images
+from core.runs import Load, Run
 from core.sampling.denoisers import denoiser_for
+from core.sampling.sample import sample_images
 from core.sampling.solvers import Progress
+from eval.rows import Row
 
 FORWARD = 16  # intervals of t on the way to noise
 MOST = 32  # pictures of one way back; longer ones are thinned
@@ -43,55 +46,44 @@ def example_images(data: ImageData, count: int) -> tuple[Tensor, Tensor]:
     return data.images[picked], data.labels[picked]
 
 
-def _label(run: Run, labels: Tensor) -> Tensor | None:
-    return labels if run.num_classes else None
-
-
 @torch.no_grad()
-def forward_film(run: Run, row: dict, images: Tensor, labels: Tensor) -> Film:
+def forward_film(run: Run, row: Row, images: Tensor, labels: Tensor) -> Film:
     """x_t = alpha_t x0 + sigma_t eps for FORWARD + 1 times from 0 to 1, each with the network's
     guess of x0.
 
     eps is the noise that the sampler starts from for the same samples, so that the way back begins
     where this ends.
     """
-    device = next(run.model.parameters()).device
-    rng = Noise(row["seed"], torch.arange(len(images), device=device))
-    eps, x0 = rng.normal(tuple(images.shape[1:]), "prior"), to_float(images).to(device)
-    label = _label(run, labels.to(device))
-    denoiser = denoiser_for(
-        run.model, label, run.num_classes, row["guidance_scale"], row["threshold"]
-    )
+    model, setting = run.model, row.setting
+    rng = Noise(row.seed, torch.arange(len(images), device=model.device))
+    eps, x0 = rng.normal(run.spec.shape, "prior"), model.codec.encode(images.to(model.device))
+    condition = Condition(labels.to(model.device)) if run.spec.num_classes else UNCONDITIONED
+    denoiser = denoiser_for(model, condition, setting.guidance_scale, setting.threshold)
     times = [k / FORWARD for k in range(FORWARD + 1)]
     states, guesses = [], []
     for t in times:
         time = torch.tensor(t, dtype=torch.float64)
-        x = run.model.path.mix(x0, eps, time).float()
-        states.append(to_uint8(x).cpu())
-        guesses.append(states[-1] if t == 0 else to_uint8(denoiser(x, time).x0).cpu())
+        x = model.path.mix(x0, eps, time).float()
+        states.append(model.codec.decode(x).cpu())
+        guess = x if t == 0 else denoiser(x, time).x0
+        guesses.append(model.codec.decode(guess).cpu())
     return Film(torch.stack(states, 1), torch.stack(guesses, 1), times, [0] * len(times))
 
 
-def backward_film(run: Run, row: dict, labels: Tensor) -> Film:
+def backward_film(run: Run, row: Row, labels: Tensor) -> Film:
     """The sampler's own states from noise to image; beside each the guess of x0 that its next step
     is based on."""
-    device = next(run.model.parameters()).device
-    count = len(labels)
-    shape = (run.channels, run.side, run.side)
-    noise = Noise(row["seed"], torch.arange(count, device=device)).normal(shape, "prior")
-    states, guesses, times = [to_uint8(noise).cpu()], [], [1.0]
+    model, indices = run.model, torch.arange(len(labels))
+    noise = Noise(row.seed, indices.to(model.device)).normal(run.spec.shape, "prior")
+    states, guesses, times = [model.codec.decode(noise).cpu()], [], [1.0]
 
     def after_step(p: Progress) -> None:
-        states.append(to_uint8(p.x).cpu())
-        guesses.append(to_uint8(p.x0).cpu())
+        states.append(model.codec.decode(p.x).cpu())
+        guesses.append(model.codec.decode(p.x0).cpu())
         times.append(p.s)
 
-    label = _label(run, labels)
-    indices = torch.arange(count)
-    options = {
-        key: row[key] for key in ("sampler", "steps", "seed", "guidance_scale", "threshold", "grid")
-    }
-    sample_images(run, indices=indices, label=label, callback=after_step, **options)
+    label = labels if run.spec.num_classes else None
+    sample_images(model, row.setting, indices, row.seed, label, callback=after_step)
     guesses.append(states[-1])
     last = len(states) - 1
     keep = sorted({round(k * last / min(last, MOST)) for k in range(min(last, MOST) + 1)})
@@ -104,16 +96,92 @@ def sheet(film: Tensor) -> Tensor:
     return tile(film.flatten(0, 1), columns=film.shape[1], gap=0)
 
 
-def chosen_rows(rows: list[dict], wanted: list[int]) -> list[dict]:
+def chosen_rows(rows: list[Row], wanted: list[int]) -> list[Row]:
     """Of one series' rows those with the wanted step counts; if it has none of them, the one with
     the fewest steps."""
-    found = {row["steps"]: row for row in rows if row["steps"] in wanted}
-    return list(found.values()) or [min(rows, key=lambda row: row["steps"])]
+    found = {row.steps: row for row in rows if row.steps in wanted}
+    return list(found.values()) or [min(rows, key=lambda row: row.steps)]
 
 
-def films(
-    series: list[list[dict]], folder: Path, wanted: list[int], count: int, load: Load
-) -> dict:
+class _Films:
+    """The films made so far, with the sheets that several may share, and notes on those that could
+    not be made."""
+
+    def __init__(self, folder: Path, count: int, load: Load):
+        self.folder, self.count, self.load = folder, count, load
+        self.sheets: dict[str, Tensor] = {}
+        self.films: list[dict] = []
+        self.notes: list[str] = []
+        self.about: dict = {}
+        self.data: DataConfig | None = None
+        self.examples: tuple[Tensor, Tensor] | None = None
+        self.forward: dict[tuple, Film] = {}
+
+    def add(self, series: int, row: Row) -> None:
+        """Films a row of the series of that index.
+
+        Raises:
+            UserError: its run is not there or does not fit; or the data set is not there.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        weights = "raw" if row.ema == "raw" else "ema"
+        run = self.load(self.folder / row.run, weights, device, row.steps)
+        images, labels = self._examples_for(run)
+        if run.weights_sha256 != row.weights_sha256:
+            self.note(f"the weights in {run.folder} are not those that were measured")
+        setting = row.setting
+        key = (run.weights_file, setting.guidance_scale, setting.threshold, row.seed)
+        if key not in self.forward:
+            self.forward[key] = forward_film(run, row, images, labels)
+        out, back = self.forward[key], backward_film(run, row, labels)
+        self.films.append(
+            {
+                "series": series,
+                "steps": row.steps,
+                "nfe": row.nfe,
+                "times": back.times,
+                "taken": back.calls,
+                "forward_times": out.times,
+                "path": str(run.spec.path),
+                "forward": self._store(out.states),
+                "forward_guess": self._store(out.guesses),
+                "back": self._store(back.states),
+                "back_guess": self._store(back.guesses),
+            }
+        )
+
+    def _examples_for(self, run: Run) -> tuple[Tensor, Tensor]:
+        """The images that are filmed, which all runs share."""
+        if run.data is None:
+            raise UserError(f"{run.folder} does not say what it was trained on and is not filmed")
+        if self.examples is None:
+            data = run.data.load("train")
+            self.data, self.examples = run.data, example_images(data, self.count)
+            labels = self.examples[1].tolist() if data.num_classes else None
+            self.about = {"side": run.spec.side, "images": self.count, "labels": labels}
+        if run.data != self.data:
+            raise UserError(
+                f"{run.folder} was trained on other data ({run.data.name}) and is not filmed"
+            )
+        return self.examples
+
+    def _store(self, film: Tensor) -> str:
+        """Keeps the sheet of a film, one only where several are the same, and returns its key."""
+        image = sheet(film)
+        for key, kept in self.sheets.items():
+            if kept.shape == image.shape and torch.equal(kept, image):
+                return key
+        key = f"sheet{len(self.sheets)}"
+        self.sheets[key] = image
+        return key
+
+    def note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+            print(f"warning: {note}", file=sys.stderr)
+
+
+def films(series: list[list[Row]], folder: Path, wanted: list[int], count: int, load: Load) -> dict:
     """All that the report shows of trajectories.
 
     Args:
@@ -127,84 +195,16 @@ def films(
         "notes": [...]}.
 
     Raises:
-        UserError: no run could be loaded, or the data set is not there.
+        UserError: nothing could be filmed, with the first reason.
     """
-    result: dict = {"sheets": {}, "films": [], "notes": []}
-    loaded: dict[Path, Run] = {}
-    forward: dict[tuple, Film] = {}
-    examples: tuple[Tensor, Tensor] | None = None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    made = _Films(folder, count, load)
     for index, rows in enumerate(series):
         for row in chosen_rows(rows, wanted):
             try:
-                run = load(
-                    folder / row["run"],
-                    "raw" if row["ema"] == "raw" else "ema",
-                    device,
-                    row["steps"],
-                )
+                made.add(index, row)
             except UserError as error:
-                _note(result, str(error))
+                made.note(str(error))
                 break
-            run = loaded.setdefault(run.weights_file, run)
-            if run.data is None:
-                _note(result, f"{run.folder} does not say what it was trained on and is not filmed")
-                break
-            if examples is None:
-                data = run.data.load("train")
-                examples = example_images(data, count)
-                result |= {
-                    "side": run.side,
-                    "images": count,
-                    "labels": examples[1].tolist() if data.num_classes else None,
-                }
-                first = run.data
-            if run.data != first:
-                _note(
-                    result,
-                    f"{run.folder} was trained on other data ({run.data.name}) and is not filmed",
-                )
-                break
-            if run.weights_sha256 != row["weights_sha256"]:
-                _note(result, f"the weights in {run.folder} are not those that were measured")
-            key = (run.weights_file, row["guidance_scale"], row["threshold"], row["seed"])
-            if key not in forward:
-                forward[key] = forward_film(run, row, *examples)
-            back = backward_film(run, row, examples[1])
-            entry = {
-                "series": index,
-                "steps": row["steps"],
-                "nfe": row["nfe"],
-                "times": back.times,
-                "taken": back.calls,
-            }
-            entry |= {"forward_times": forward[key].times, "path": str(run.spec.path)}
-            entry |= {
-                "forward": _store(result, forward[key].states),
-                "forward_guess": _store(result, forward[key].guesses),
-            }
-            entry |= {
-                "back": _store(result, back.states),
-                "back_guess": _store(result, back.guesses),
-            }
-            result["films"].append(entry)
-    if not result["films"]:
-        raise UserError(result["notes"][0] if result["notes"] else "nothing was sampled")
-    return result
-
-
-def _store(result: dict, film: Tensor) -> str:
-    """Keeps the sheet of a film, one only where several are the same, and returns its key."""
-    image = sheet(film)
-    for key, kept in result["sheets"].items():
-        if kept.shape == image.shape and torch.equal(kept, image):
-            return key
-    key = f"sheet{len(result['sheets'])}"
-    result["sheets"][key] = image
-    return key
-
-
-def _note(result: dict, note: str) -> None:
-    if note not in result["notes"]:
-        result["notes"].append(note)
-        print(f"warning: {note}", file=sys.stderr)
+    if not made.films:
+        raise UserError(made.notes[0] if made.notes else "nothing was sampled")
+    return {**made.about, "sheets": made.sheets, "films": made.films, "notes": made.notes}

@@ -92,9 +92,7 @@ class PointSampler:
             extracting += (time.perf_counter() - start) / len(few) * wanted.count(extractor)
         return (sampling + extracting) * config.total / self.state.num_processes
 
-    def sample(
-        self, point: Point, extractors: list[Extractor], store: Store, bar: tqdm
-    ) -> Part:
+    def sample(self, point: Point, extractors: list[Extractor], store: Store, bar: tqdm) -> Part:
         """All samples of the point with their features, each process its share, gathered on every
         process. `bar` counts evaluations."""
         config, total = self.config, self.config.total
@@ -217,9 +215,7 @@ class PointSampler:
                 fresh, begun = [], time.perf_counter()
         return parts + fresh
 
-    def _batch(
-        self, point: Point, extractors: list[Extractor], indices: Tensor, bar: tqdm
-    ) -> Part:
+    def _batch(self, point: Point, extractors: list[Extractor], indices: Tensor, bar: tqdm) -> Part:
         config = self.config
 
         def after_step(p: Progress) -> None:

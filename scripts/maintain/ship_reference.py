@@ -1,9 +1,9 @@
 """Puts the reference of a data set in an extractor's features (mean and covariance) into the
 repository, for those who would need hours to compute it.
 
-    python -m scripts.maintain.ship_reference fashion_mnist inception-v3-compat-bf16 torchrun
-    --standalone --nproc_per_node 2 -m scripts.maintain.ship_reference fashion_mnist
-    inception-v3-compat-bf16
+    python -m scripts.maintain.ship_reference fashion_mnist inception-v3-compat-bf16
+    torchrun --standalone --nproc_per_node 2 -m scripts.maintain.ship_reference \\
+        fashion_mnist inception-v3-compat-bf16
 
 Interrupted, the same command goes on. The file's name is a hash of the data and of the extractor's
 weights, and it carries a hash of its content, so it is used for these two only and only whole.

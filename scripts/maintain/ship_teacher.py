@@ -1,10 +1,9 @@
 """Make a trained run into a folder that can be shipped: averaged weights in half precision, and a
 model card of measured rows.
 
-    python -m scripts.maintain.ship_teacher runs/fashion_mnist/teacher
-    teachers/shipped/fashion_mnist python -m scripts.evaluate --run teachers/shipped/fashion_mnist
-    ... --out rows.jsonl python -m scripts.maintain.ship_teacher --card rows.jsonl
-    teachers/shipped/fashion_mnist
+    python -m scripts.maintain.ship_teacher runs/digits/teacher teachers/shipped/digits
+    python -m scripts.evaluate --run teachers/shipped/digits ... --out rows.jsonl
+    python -m scripts.maintain.ship_teacher --card rows.jsonl teachers/shipped/digits
 
 The folder is a run like any other to whoever samples from it or distils it. The card (README.md for
 people, card.json for `python -m scripts.teacher verify`) holds the rows that were measured on just
@@ -28,7 +27,8 @@ from core.runs import Run
 from core.training.checkpoints import latest_checkpoint
 from core.weights import read_spec, read_weights, save_weights
 from eval.curves.table import markdown_tables
-from eval.rows import read_rows
+from eval.curves_file import read_rows
+from eval.rows import Row
 
 LARGEST = 10e6  # bytes of weights that belong in a repository
 LICENCES = {
@@ -68,21 +68,22 @@ def ship(run: Path, out: Path) -> Path:
     return out / "checkpoints" / checkpoint.name / "ema.safetensors"
 
 
-def card_text(run: Run, rows: list[dict]) -> str:
+def card_text(run: Run, rows: list[Row]) -> str:
     """The card for people."""
+    spec = run.spec
     config = yaml.safe_load(read_text(run.folder / "config.yaml"))
     parameters = sum(p.numel() for p in run.model.parameters())
     chosen = {
         key: config[key] for key in ("model", "method", "optimizer", "ema", "train", "budget")
     }
     classes = (
-        f"{run.num_classes} classes and the null label {run.num_classes}"
-        if run.num_classes
+        f"{spec.num_classes} classes and the null label {spec.num_classes}"
+        if spec.num_classes
         else "unconditional"
     )
     return f"""# {config["data"]["name"]} teacher
 
-{parameters / 1e6:.2f} M parameters, images of {run.channels}x{run.side}x{run.side}, {classes}.
+{parameters / 1e6:.2f} M parameters, images of {spec.channels}x{spec.side}x{spec.side}, {classes}.
 Averaged weights ({run.ema}) in half precision, sha256 `{run.weights_sha256}`.
 
 Trained on {run.train_images:,} images ({run.train_evals:,.0f} network evaluations, {run.train_seconds / 60:.0f} minutes) by
@@ -112,13 +113,16 @@ def write_card(folder: Path, curves: Path) -> None:
         UserError: no row was measured on these weights.
     """
     run = lab.load(folder)
-    rows = [row for row in read_rows(curves) if row["weights_sha256"] == run.weights_sha256]
+    rows = [row for row in read_rows(curves) if row.weights_sha256 == run.weights_sha256]
     if not rows:
         raise UserError(
             f"{curves} has no row measured on {run.weights_file} (sha256 {run.weights_sha256[:12]}...)"
         )
     for name, text in (
-        ("card.json", json.dumps({"rows": rows}, indent=1)),
+        (
+            "card.json",
+            json.dumps({"rows": [row.model_dump(mode="json") for row in rows]}, indent=1),
+        ),
         ("README.md", card_text(run, rows)),
     ):
         write_text(folder / name, text)

@@ -2,9 +2,9 @@
 
 const STEP_TICKS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2048, 4096];
 const X_AXES = {
-  nfe: "network evaluations an image (counted)",
+  nfe: "network evaluations per image (counted)",
   steps: "steps",
-  seconds_per_image: "seconds an image",
+  seconds_per_image: "seconds per image",
   train_evals: "evaluations in training, teacher apart",
 };
 const visible = new Set(DATA.series.keys());
@@ -19,7 +19,7 @@ function yWords(group, key) {
 
 function hoverText(row, group, key) {
   const error = key === "fid" && row.fid_std !== null ? ` ± ${digits(row.fid_std, row.fid)} (${row.fid_error})` : "";
-  const lines = [`${group.measures[key]} <b>${digits(row[key])}</b>${error}`];
+  const lines = [`${escapeText(group.measures[key])} <b>${digits(row[key])}</b>${escapeText(error)}`];
   if (row.sampler !== null) {
     const guidance = row.guidance_scale === 1 ? "" : `, guidance ${row.guidance_scale}`;
     lines.push(`${plural(row.steps, "step")}, ${plural(row.nfe, "evaluation")} (NFE)${guidance}`);
@@ -29,7 +29,7 @@ function hoverText(row, group, key) {
   lines.push(`reference ${row.reference} (${row.reference_sha256.slice(0, 8)})`);
   if (row.sampler !== null) {
     lines.push(`ema: ${row.ema}`, `grid ${row.grid}, threshold ${row.threshold}`);
-    if (row.seconds_per_image !== null) lines.push(`${duration(row.seconds_per_image)} an image`, `on ${row.device}`);
+    if (row.seconds_per_image !== null) lines.push(`${duration(row.seconds_per_image)} per image`, `on ${row.device}`);
     if (row.train_evals !== null) lines.push(`training: ${large(row.train_evals)} evaluations`);
   }
   if (row.commit) lines.push(`commit ${row.commit.replace(/^([0-9a-f]{8})[0-9a-f]*/, "$1")}`);
@@ -70,7 +70,7 @@ function drawCurve() {
     traces.push({
       type: "scatter",
       mode: "lines+markers",
-      name: series.name,
+      name: escapeText(series.name),
       x: mine.map((row) => row[xKey]),
       y,
       text: mine.map((row) => hoverText(row, group, key)),
@@ -105,7 +105,7 @@ function drawCurve() {
     traces.unshift({
       type: "scatter",
       mode: "lines",
-      name: words,
+      name: escapeText(words),
       x: span,
       y: [y, y],
       line: { color: css("--ink"), dash: "dash", width: 1.2 },
@@ -113,7 +113,7 @@ function drawCurve() {
       hovertemplate: "<b>real images against real images</b><br>%{text}<extra></extra>",
     });
     annotations.push({
-      text: far ? `${words}: ${digits(row[key])}, below this picture` : words,
+      text: escapeText(far ? `${words}: ${digits(row[key])}, below this picture` : words),
       xref: "paper",
       x: xKey === "train_evals" ? 0 : 1,
       yref: far ? "paper" : "y",
@@ -151,7 +151,7 @@ function drawCurve() {
       },
       yaxis: {
         type: log ? "log" : "linear",
-        title: { text: yWords(group, key), standoff: 6 },
+        title: { text: escapeText(yWords(group, key)), standoff: 6 },
         range,
         ...(log
           ? { tickvals: decades(10 ** range[0], 10 ** range[1]), ticktext: decades(10 ** range[0], 10 ** range[1]).map(String) }

@@ -21,7 +21,7 @@
     let lines;
     if (view === "level") {
       lines = loss.moments.map((moment, k) => ({
-        name: moment.name,
+        name: escapeText(moment.name),
         x: moment.loss.map((_, i) => centre(i)),
         y: moment.loss,
         mode: "lines+markers",
