@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, FiniteFloat, field_validator, model_validator
+from pydantic import FiniteFloat, field_validator, model_validator
 
 from core.config import Strict
 from core.data import DataConfig
@@ -27,7 +27,7 @@ class SweepEntry(Strict):
     """what the rows call it; null: the method named in the run's config"""
     samplers: tuple[str, ...] | None = None
     """null: the model's own"""
-    steps: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
+    steps: tuple[int, ...] | None = None
     """null: the model's own"""
     guidance_scales: tuple[FiniteFloat, ...] | None = None
     """weights of classifier-free guidance; 1.0 is off"""
@@ -37,6 +37,13 @@ class SweepEntry(Strict):
     """spacing of the times; null: the sampler's own"""
     options: dict[str, FiniteFloat] = {}
     """the samplers' own options, such as eta of ddim"""
+
+    @field_validator("steps")
+    @classmethod
+    def _steps(cls, steps: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if steps is not None and min(steps, default=0) < 1:
+            raise ValueError("every number of steps must be at least 1")
+        return steps
 
     @field_validator("samplers")
     @classmethod

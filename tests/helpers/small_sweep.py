@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.config import parse
-from eval.rows import read_rows
+from eval.curves_file import read_rows
 from eval.sweep.config import SweepConfig
 
 MACHINE = (
@@ -33,4 +33,4 @@ def config(run: Path, out: Path, cache: str, entry: dict | None = None, **change
 
 
 def comparable(path: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in MACHINE} for row in read_rows(path)]
+    return [row.model_dump(exclude=set(MACHINE)) for row in read_rows(path)]

@@ -12,14 +12,14 @@ from core.errors import UserError
 from core.pictures import save_png, tile
 from core.sampling.solvers import SAMPLERS
 from eval.curves.pareto import pareto_front
-from eval.curves.plots import plot_all, series_of
+from eval.curves.plots import plot_all
 from eval.curves.ranking import ranking, ranking_tables
 from eval.curves.ratios import ratio, ratio_tables
+from eval.curves.series import by_protocol, series_of
 from eval.curves.style import look_of, read_styles
 from eval.curves.table import markdown_tables, text_tables
 from eval.curves.trade_off import class_distance, trade_off_tables
-from eval.rows import by_protocol, series_key
-from tests.helpers.rows import row
+from tests.helpers.rows import changed, row
 
 ROWS = [
     row("floor", None, 2.0),
@@ -35,7 +35,7 @@ def test_other_n_is_another_group():
     ]
     groups = by_protocol(ROWS + more)
     assert [len(group) for group in groups] == [6, 2, 1]
-    assert [r["n"] for r in groups[1]] == [1000, 449]  # the floor of 449 joins, and says so
+    assert [r.n for r in groups[1]] == [1000, 449]  # the floor of 449 joins, and says so
     assert "floor: floor (n = 449)" in text_tables(ROWS + more).split("\n\n")[1]
     assert "FID@449, inception-v3-compat" in text_tables(ROWS + more)
 
@@ -49,9 +49,8 @@ def test_a_point_measured_again_replaces_the_old_one(tmp_path):
         row("new", 1, 70.0, fid_std=6.0, weights_sha256="of all of it"),
     ]
     rows = [row("ddpm", 1, 100.0), *again, row("new", 2, 50.0)]
-    rows = [r | {"precision": None, "recall": None, "seconds_per_image": None} for r in rows]
     (group,) = by_protocol(rows)
-    assert [(r["method"], r["steps"], r["fid"]) for r in group] == [
+    assert [(r.method, r.steps, r.fid) for r in group] == [
         ("ddpm", 1, 100.0),
         ("new", 1, 70.0),
         ("new", 2, 50.0),
@@ -65,14 +64,14 @@ def test_a_point_measured_again_replaces_the_old_one(tmp_path):
     ):
         assert "70.0" in table(rows) or "1.40" in table(rows)
         assert "20.0" not in table(rows) and "60.0" not in table(rows)
-    assert [r["fid"] for r in series_of(group)[series_key(again[0])]] == [70.0, 50.0]
+    assert [r.fid for r in series_of(group)[again[0].series]] == [70.0, 50.0]
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):
     rows = [row("ddpm", 1, 5.0, run="teacher", config_sha256=c * 64) for c in "ab"]
     assert {line.split(" | ")[0] for line in markdown_tables(rows).splitlines()[4:]} == {
-        "| ddpm ddim teacher aaaaaa",
-        "| ddpm ddim teacher bbbbbb",
+        "| DDPM teacher, ddim, run teacher aaaaaa",
+        "| DDPM teacher, ddim, run teacher bbbbbb",
     }
     with pytest.raises(UserError, match="several folders of that name"):
         ratio_tables(rows, "teacher")
@@ -98,7 +97,8 @@ def test_tables():
     text = text_tables(ROWS).splitlines()
     assert text[1].split() == ["steps", "1", "2", "10", "1000"]
     assert text[2].split() == [
-        "ddpm",
+        "DDPM",
+        "teacher,",
         "ddim",
         "500",
         "±",
@@ -110,7 +110,7 @@ def test_tables():
         "±",
         "0.050",
     ]
-    assert "| new ddim | 50.0 ± 5.0 | 25.0 ± 2.5 |  |  |" in markdown_tables(ROWS)
+    assert "| new, ddim | 50.0 ± 5.0 | 25.0 ± 2.5 |  |  |" in markdown_tables(ROWS)
     assert "| 178.6 ± 0.3 |" in markdown_tables([row("new", 1, 178.605, fid_std=0.322)])
 
 
@@ -133,11 +133,11 @@ def test_a_method_keeps_its_colour():
 
 
 def test_pictures_are_written(tmp_path):
-    rows = [dict(r) for r in ROWS]
-    for i, r in enumerate(rows[1:]):
-        r["samples"] = f"samples/{i}.png"
+    strips = [f"samples/{i}.png" for i in range(len(ROWS) - 1)]
+    rows = [ROWS[0], *(changed(r, samples=s) for r, s in zip(ROWS[1:], strips, strict=True))]
+    for i, strip in enumerate(strips):
         images = torch.full((16, 1, 8, 8), 40 * i, dtype=torch.uint8)
-        save_png(tile(images, columns=16, gap=0), tmp_path / r["samples"])
+        save_png(tile(images, columns=16, gap=0), tmp_path / strip)
     (tmp_path / "samples" / "3.png").unlink()  # a missing strip leaves an empty cell
     written = plot_all(rows, tmp_path, tmp_path / "out")
     assert {p.name for p in written} == {"curves.png", "curves.svg", "samples.png"}
@@ -151,14 +151,14 @@ def test_pictures_are_written(tmp_path):
 
 
 def test_seconds_are_drawn_where_they_are_known(tmp_path):
-    rows = [{**r, "seconds_per_image": 0.01 * (r["steps"] or 0), "device": "one"} for r in ROWS]
+    rows = [changed(r, seconds_per_image=0.01 * (r.steps or 0), device="one") for r in ROWS]
     assert {"seconds.png", "seconds.svg"} <= {p.name for p in plot_all(rows, tmp_path, tmp_path)}
 
     def words() -> str:
         return (tmp_path / "seconds.svg").read_text().replace("\N{NO-BREAK SPACE}", " ")
 
-    assert "milliseconds of sampling an image" in words() and "rings: Pareto front" in words()
-    rows[-1]["device"] = "another"  # no ranking among times of several machines
+    assert "milliseconds of sampling per image" in words() and "rings: Pareto front" in words()
+    rows[-1] = changed(rows[-1], device="another")  # no ranking among times of several machines
     plot_all(rows, tmp_path, tmp_path)
     assert "several devices: times do not compare" in words() and "rings" not in words()
 
@@ -227,9 +227,9 @@ def test_coverage_is_drawn_where_it_was_measured(tmp_path):
 
 def test_ratios_are_to_the_named_runs_best_with_both_errors():
     table = ratio_tables(ROWS, "ddpm").splitlines()
-    assert "0.500 ± 0.050 (ddpm ddim, 1000 steps)" in table[0]
+    assert "0.500 ± 0.050 (DDPM teacher, ddim, 1000 steps)" in table[0]
     assert table[2] == "| steps | 1 | 2 | 10 |"
-    assert table[4].startswith("| ddpm ddim | 1000 ± 141 |  | 100 ± 14 |")
+    assert table[4].startswith("| DDPM teacher, ddim | 1000 ± 141 |  | 100 ± 14 |")
     # against draws: the ratio of two independent normal variables of 2 % spread
     best, other = row("ddpm", 4, 20.0, fid_std=0.4), row("new", 1, 50.0, fid_std=1.0)
     draw = torch.randn(2, 200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -255,7 +255,7 @@ def test_ranking_names_the_best_at_equal_evaluations():
         row("sets", 1, 40.0, fid_std=5.0, fid_error="4 sets"),
     ]
     found = ranking(by_protocol(rows)[0])
-    assert {nfe: [r["method"] for r in best] for nfe, best in found.items()} == {
+    assert {nfe: [r.method for r in best] for nfe, best in found.items()} == {
         1: ["sets", "new", "third", "ddpm"]
     }
     line = ranking_tables(rows).splitlines()[-1]
@@ -263,6 +263,6 @@ def test_ranking_names_the_best_at_equal_evaluations():
     # sqrt(8^2 + 2.5^2)
     assert (
         line
-        == "| 1 | sets ddim 40.0 ± 2.5 | new ddim 50.0 ± 5.0 (z = 1.8) | third ddim 60.0 ± 8.0 (z = 2.4 *) |"
+        == "| 1 | sets, ddim 40.0 ± 2.5 | new, ddim 50.0 ± 5.0 (z = 1.8) | third, ddim 60.0 ± 8.0 (z = 2.4 \\*) |"
     )
     assert ranking_tables(ROWS[:3]) == ""

@@ -3,6 +3,7 @@ writer of a file."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 
 import eval.sweep.points
 from core.errors import UserError
-from eval.rows import only_writer, read_rows
+from eval.curves_file import only_writer, read_rows
 from lab import measure
+from tests.helpers.rows import changed
 from tests.helpers.small_sweep import comparable, config
 
 
@@ -33,13 +35,11 @@ def test_kept_features_give_the_rows_without_sampling(
     rows = read_rows(first)
     first.unlink()
     again = measure(config(run, first, cache))
-    assert [r["seconds_per_image"] for r in read_rows(first)] == [
-        r["seconds_per_image"] for r in rows
-    ]
+    assert [r.seconds_per_image for r in read_rows(first)] == [r.seconds_per_image for r in rows]
     assert comparable(first) == comparable(uninterrupted)
     more = measure(config(run, first, cache, bootstrap=8))
-    assert [r["fid"] for r in more] == [r["fid"] for r in again]
-    assert all(r["fid_error"] == "stratified bootstrap 8" for r in more)
+    assert [r.fid for r in more] == [r.fid for r in again]
+    assert all(r.fid_error == "stratified bootstrap 8" and r.resamples == 8 for r in more)
 
     # other weights, seed or n are other samples
     with pytest.raises(AssertionError, match="it sampled"):
@@ -53,7 +53,8 @@ def test_kept_features_complete_rows(run, cache, tmp_path, monkeypatch, capsys):
     are counted."""
     out, entry = tmp_path / "curves.jsonl", {"samplers": ["ddim"], "steps": [1, 2]}
     measure(config(run, out, cache, entry, n=280, keep_features=True))
-    sorted((tmp_path / "features").iterdir())[1].unlink()  # of 2 steps
+    (of_two_steps,) = (tmp_path / "features").glob("*-2-*")
+    shutil.rmtree(of_two_steps)
     before = read_rows(out)
     monkeypatch.setattr(
         eval.sweep.points, "sample_images", lambda *_, **__: pytest.fail("it sampled")
@@ -61,11 +62,9 @@ def test_kept_features_complete_rows(run, cache, tmp_path, monkeypatch, capsys):
     rows = measure(config(run, out, cache, entry, n=280, extrapolate=3))
     assert "1 of 2 points to measure, 1 from kept features" in (said := capsys.readouterr().err)
     assert "1 measured rows lack a metric" in said
-    one, two = (row for row in rows if row["sampler"])
-    assert (
-        one["fid_infinity"] == pytest.approx(one["fid"], rel=0.01) and two["fid_infinity"] is None
-    )
-    assert one == before[1] | {"fid_infinity": one["fid_infinity"]} and two == before[2]
+    one, two = (row for row in rows if row.sampler)
+    assert one.fid_infinity == pytest.approx(one.fid, rel=0.01) and two.fid_infinity is None
+    assert one == changed(before[1], fid_infinity=one.fid_infinity) and two == before[2]
     assert (
         measure(config(run, out, cache, entry, n=280, extrapolate=3)) == rows
         and len(read_rows(out)) == 4
@@ -77,9 +76,9 @@ def test_compiling_is_not_timed(run, cache, tmp_path, monkeypatch):
     starts."""
     sample, seen = eval.sweep.points.sample_images, []
 
-    def recorded(loaded, sampler, steps, indices, *rest, **options):
-        seen.append((len(indices), "callback" in options))
-        return sample(loaded, sampler, steps, indices, *rest, **options)
+    def recorded(model, setting, indices, seed, callback=None):
+        seen.append((len(indices), callback is not None))
+        return sample(model, setting, indices, seed, callback=callback)
 
     monkeypatch.setattr(eval.sweep.points, "sample_images", recorded)
     monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
@@ -102,7 +101,7 @@ def test_compiling_is_not_timed(run, cache, tmp_path, monkeypatch):
 def test_damaged_features_are_sampled_again(run, cache, uninterrupted, tmp_path, capsys):
     out = tmp_path / "curves.jsonl"
     measure(config(run, out, cache, keep_features=True))
-    file = min((tmp_path / "features").iterdir())
+    file = min((tmp_path / "features").glob("*/*"))
     file.write_bytes(file.read_bytes()[:-7])
     out.unlink()
     measure(config(run, out, cache))
@@ -113,11 +112,11 @@ def test_damaged_features_are_sampled_again(run, cache, uninterrupted, tmp_path,
 def test_batches_shrink_until_they_fit(run, cache, uninterrupted, tmp_path, monkeypatch, capsys):
     sample, tried = eval.sweep.points.sample_images, []
 
-    def small_machine(loaded, sampler, steps, indices, *rest, **options):
+    def small_machine(model, setting, indices, *rest, **options):
         tried.append(len(indices))
         if len(indices) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return sample(loaded, sampler, steps, indices, *rest, **options)
+        return sample(model, setting, indices, *rest, **options)
 
     monkeypatch.setattr(eval.sweep.points, "sample_images", small_machine)
     out = tmp_path / "curves.jsonl"
@@ -140,10 +139,10 @@ def test_batches_shrink_until_they_fit(run, cache, uninterrupted, tmp_path, monk
 def test_no_memory_for_one_image_is_said(run, cache, tmp_path, monkeypatch, late):
     sample = eval.sweep.points.sample_images
 
-    def no_machine(loaded, sampler, steps, indices, *rest, **options):
-        if "callback" in options or not late:  # in the estimate, or not before the point itself
+    def no_machine(model, setting, indices, *rest, callback):
+        if callback or not late:  # in the estimate, or not before the point itself
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return sample(loaded, sampler, steps, indices, *rest, **options)
+        return sample(model, setting, indices, *rest, callback=callback)
 
     monkeypatch.setattr(eval.sweep.points, "sample_images", no_machine)
     with pytest.raises(UserError, match="memory does not suffice for a single image"):
@@ -163,7 +162,7 @@ def test_a_second_sweep_on_the_same_file_is_refused(run, cache, tmp_path):
     """Held by another process, which is what a lock is for."""
     out = tmp_path / "curves.jsonl"
     hold = (
-        "import sys, pathlib; from eval.rows import only_writer\n"
+        "import sys, pathlib; from eval.curves_file import only_writer\n"
         "with only_writer(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
     )
     root = Path(__file__).resolve().parents[3]

@@ -23,11 +23,13 @@ import eval.sweep.run
 from core.data import DataConfig, load_data
 from core.errors import UserError
 from core.processes import start_processes
-from core.runs import sample_images
+from core.sampling.sample import sample_images
+from core.setting import Setting
+from eval.curves_file import append_row, read_rows
 from eval.features.extractors import EXTRACTORS, Extractor, make_extractor
 from eval.metrics.distances import frechet_distance, statistics
 from eval.metrics.extrapolate import fid_infinity
-from eval.rows import append_row, read_rows
+from eval.rows import Row
 from eval.sweep.plan import data_of, plan
 from lab import load, measure
 from tests.helpers.small_sweep import comparable, config
@@ -36,7 +38,7 @@ from tests.helpers.tiny import train_tiny
 
 def test_rows_hold_the_protocol_and_the_right_numbers(run, uninterrupted):
     rows = read_rows(uninterrupted)
-    assert [(r["method"], r["sampler"], r["steps"], r["nfe"]) for r in rows] == [
+    assert [(r.method, r.sampler, r.steps, r.nfe) for r in rows] == [
         ("floor", None, None, None),
         ("ddpm", "ddim", 1, 1.0),
         ("ddpm", "ddim", 3, 3.0),
@@ -49,23 +51,23 @@ def test_rows_hold_the_protocol_and_the_right_numbers(run, uninterrupted):
         "extractor_sha256 reference reference_sha256 ema seed seconds_per_image device train_images train_evals "
         "train_seconds config_sha256 commit metric fid_error grid threshold"
     )
-    assert not set(asked.split()) - row.keys()
-    assert (row["metric"], row["fid_error"], row["ema"]) == (
+    assert not set(asked.split()) - json.loads(row.json_line()).keys()
+    assert (row.metric, row.fid_error, row.ema) == (
         "FD",
         "stratified bootstrap 4",
         "half-life 320 images",
     )
     own = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-    assert own / 4 < row["peak_memory_bytes"] <= own * 1.01
-    assert row["seconds_per_image"] > 0 and sum(row["class_histogram"]) == 30
+    assert own / 4 < row.peak_memory_bytes <= own * 1.01
+    assert row.seconds_per_image > 0 and sum(row.class_histogram) == 30
     # The number once more, with nothing of the sweep.
-    images = sample_images(load(run), "ddim", 3, torch.arange(30), seed=0)
+    images = sample_images(load(run).model, Setting(sampler="ddim", steps=3), torch.arange(30))
     extractor = make_extractor("digits-cnn")
     train = load_data("digits", "train")
     expected = frechet_distance(statistics(extractor(images)), statistics(extractor(train.images)))
-    assert row["fid"] == pytest.approx(expected, rel=1e-3)
-    assert row["reference_sha256"] == train.sha256
-    strip = np.asarray(Image.open(uninterrupted.parent / row["samples"]))
+    assert row.fid == pytest.approx(expected, rel=1e-3)
+    assert row.reference_sha256 == train.sha256
+    strip = np.asarray(Image.open(uninterrupted.parent / row.samples))
     assert (strip == np.concatenate(list(images[:16, 0].numpy()), axis=1)).all()
 
 
@@ -82,11 +84,11 @@ def test_finished_rows_are_not_measured_again(run, cache, uninterrupted, monkeyp
 def test_killed_and_restarted(run, cache, uninterrupted, tmp_path, monkeypatch, torn):
     out = tmp_path / "curves.jsonl"
 
-    def killed(path: Path, row: dict) -> None:
-        if row["sampler"] != "heun":
+    def killed(path: Path, row: Row) -> None:
+        if row.sampler != "heun":
             return append_row(path, row)
         with open(path, "ab") as file:
-            line = json.dumps(row).encode() + b"\n"
+            line = row.json_line().encode() + b"\n"
             file.write(line[:torn])
         raise KeyboardInterrupt
 
@@ -105,7 +107,7 @@ def test_broken_line_elsewhere_is_named(run, cache, uninterrupted, tmp_path):
     for broken in (b'{"dataset": "dig\n', b'{"dataset": "digits"}\n', b"17\n"):
         content = b"".join([lines[0], broken, *lines[2:]])
         out.write_bytes(content)
-        with pytest.raises(UserError, match=r"curves.jsonl, line 2 is not a row"):
+        with pytest.raises(UserError, match=r"curves.jsonl, line 2: (not|key)"):
             measure(config(run, out, cache))
         assert out.read_bytes() == content
 
@@ -121,14 +123,15 @@ def test_disjoint_sets_and_guidance(run, cache, tmp_path):
     }
     measure(config(run, out, cache, entry, n=20, sets=3, floor=False))
     plain, guided = read_rows(out)
-    assert (plain["nfe"], guided["nfe"]) == (2.0, 4.0)
-    assert plain["fid_error"] == "3 sets" and plain["method"] == "other"
+    assert (plain.nfe, guided.nfe) == (2.0, 4.0)
+    assert plain.fid_error == "3 sets" and plain.method == "other"
     extractor = make_extractor("digits-cnn")
     reference = statistics(extractor(load_data("digits", "train").images))
-    images = sample_images(load(run), "ddim", 2, torch.arange(60), seed=0, threshold="static")
+    static = Setting(sampler="ddim", steps=2, threshold="static")
+    images = sample_images(load(run).model, static, torch.arange(60))
     values = [frechet_distance(statistics(extractor(part)), reference) for part in images.split(20)]
-    assert plain["fid"] == pytest.approx(np.mean(values), rel=1e-3)
-    assert plain["fid_std"] == pytest.approx(np.std(values, ddof=1), rel=1e-2)
+    assert plain.fid == pytest.approx(np.mean(values), rel=1e-3)
+    assert plain.fid_std == pytest.approx(np.std(values, ddof=1), rel=1e-2)
 
 
 def test_extrapolated_row(run, cache, tmp_path):
@@ -140,31 +143,30 @@ def test_extrapolated_row(run, cache, tmp_path):
     )
     (row,) = read_rows(out)
     features = make_extractor("digits-cnn")(
-        sample_images(load(run), "ddim", 1, torch.arange(300), seed=0)
+        sample_images(load(run).model, Setting(sampler="ddim", steps=1), torch.arange(300))
     )
     reference = statistics(make_extractor("digits-cnn")(load_data("digits", "train").images))
-    assert row["fid_infinity"] == pytest.approx(fid_infinity(features, reference, 5), rel=1e-3)
-    assert row["fid_infinity"] < row["fid"]
+    assert row.fid_infinity == pytest.approx(fid_infinity(features, reference, 5), rel=1e-3)
+    assert row.fid_infinity < row.fid
 
 
 def test_estimate_before_the_sweep(run, cache, tmp_path, monkeypatch, capsys):
     """A sampler that sleeps a known time for each step makes the estimate known."""
     true = eval.sweep.points.sample_images
 
-    def slow(run, sampler, steps, indices, *args, **kwargs):
-        time.sleep(0.01 * steps * len(indices))
-        return true(run, sampler, steps, indices, *args, **kwargs)
+    def slow(model, setting, indices, *args, **kwargs):
+        time.sleep(0.01 * setting.steps * len(indices))
+        return true(model, setting, indices, *args, **kwargs)
 
     monkeypatch.setattr(eval.sweep.points, "sample_images", slow)
     entry = {"samplers": ["ddim"], "steps": [2, 500]}
     sweep = eval.sweep.run.Sweep(
-        config(run, tmp_path / "c.jsonl", cache, entry), start_processes(cpu=True)
+        config(run, tmp_path / "c.jsonl", cache, entry), start_processes(cpu=True), load
     )
-    assert sweep.sampler.estimate(
-        [(task, sweep.missing(task)) for task in sweep.tasks]
-    ) == pytest.approx(0.01 * 30 * 502, rel=0.4)
+    todo = [(m.point, [m.extractor], sweep.store_of(m)) for m in sweep.measurements]
+    assert sweep.sampler.estimate(todo) == pytest.approx(0.01 * 30 * 502, rel=0.4)
     assert not (tmp_path / "c.jsonl").exists()
-    assert [eval.sweep.run.in_words(s) for s in (0.1, 75, 1000, 9000)] == [
+    assert [eval.sweep.run.duration(s) for s in (0.1, 75, 1000, 9000)] == [
         "1 s",
         "75 s",
         "17 min",
@@ -191,13 +193,14 @@ def test_two_extractors_share_the_samples(run, cache, tmp_path, monkeypatch):
     out = tmp_path / "curves.jsonl"
     entry = {"samplers": ["ddim"], "steps": [2]}
     measure(config(run, out, cache, entry, extractor=["digits-cnn", "pixels"]))
-    assert [(r["method"], r["extractor"]) for r in read_rows(out)] == [
+    assert [(r.method, r.extractor) for r in read_rows(out)] == [
         ("floor", "digits-cnn"), ("floor", "pixels"), ("ddpm", "digits-cnn"), ("ddpm", "pixels"),
     ]  # fmt: skip
-    images = sample_images(load(run), "ddim", 2, torch.arange(30), seed=0).flatten(1).float()
+    two = Setting(sampler="ddim", steps=2)
+    images = sample_images(load(run).model, two, torch.arange(30)).flatten(1).float()
     train = load_data("digits", "train").images.flatten(1).float()
     expected = frechet_distance(statistics(images), statistics(train))
-    assert read_rows(out)[-1]["fid"] == pytest.approx(expected, rel=1e-3)
+    assert read_rows(out)[-1].fid == pytest.approx(expected, rel=1e-3)
     # With one of the two lines lost, only that one comes back.
     lines = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:3]))
@@ -242,7 +245,7 @@ def test_command_line(run, cache, tmp_path, monkeypatch, capsys):
     assert evaluate() == 2 and "nothing to measure" in capsys.readouterr().err
     assert not out.parent.exists()
     assert evaluate(*given, "--steps", "1,2") == 0
-    assert [(r["steps"], r["fid_std"], r["fid_error"]) for r in read_rows(out)] == [
+    assert [(r.steps, r.fid_std, r.fid_error) for r in read_rows(out)] == [
         (s, None, None) for s in (None, 1, 2)
     ]
     printed = capsys.readouterr()
@@ -316,7 +319,7 @@ def test_two_processes_give_the_rows_of_one(run, cache, uninterrupted, tmp_path)
     )
     assert done.returncode == 0, done.stderr
     assert (
-        "ddpm ddim" in done.stdout and done.stdout.count("steps") == 1
+        "DDPM teacher, ddim" in done.stdout and done.stdout.count("steps") == 1
     )  # one table, from the main process alone
     alone = tmp_path / "alone" / "curves.jsonl"
     measure(config(run, alone, cache, n=25, sets=3, keep_samples=40))
@@ -383,7 +386,7 @@ def test_compiled_networks_give_the_same_rows(cache, tmp_path):
             expected["steps"],
         )
     assert [
-        row["device"].endswith(", compiled")
+        row.device.endswith(", compiled")
         for row in read_rows(tmp_path / "compiled" / "curves.jsonl")[1:]
     ] == [True] * 4
 

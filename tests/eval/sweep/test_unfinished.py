@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import eval.sweep.points
-from eval.rows import read_rows
-from eval.sweep.machine import device_words
-from eval.sweep.unfinished import Part, Unfinished
+from eval.curves_file import read_rows
+from eval.features.extractors import make_extractor
+from eval.sweep.store import KEPT, UNFINISHED, Part, Store, identity
 from lab import measure
 from tests.helpers.small_sweep import comparable, config
 
@@ -23,12 +23,12 @@ def interrupted(run, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(eval.sweep.points, "PART_SECONDS", 0)
     sample, seen = eval.sweep.points.sample_images, []
 
-    def recorded(loaded, sampler, steps, indices, *rest, **options):
-        if "callback" in options:  # neither the estimate nor warming up
+    def recorded(model, setting, indices, seed, callback):
+        if callback:  # neither the estimate nor warming up
             seen.append(indices.tolist())
             if len(seen) == 3:
                 raise KeyboardInterrupt
-        return sample(loaded, sampler, steps, indices, *rest, **options)
+        return sample(model, setting, indices, seed, callback=callback)
 
     monkeypatch.setattr(eval.sweep.points, "sample_images", recorded)
     out = tmp_path / "curves.jsonl"
@@ -56,15 +56,15 @@ def test_goes_on_after_the_last_part(run, cache, uninterrupted, interrupted, cap
     assert not (out.parent / "unfinished").exists()
 
 
-def test_times_are_of_both_halves(run, cache, interrupted):
+def test_times_are_of_both_halves(run, cache, interrupted, tmp_path):
     out, _ = interrupted
-    (folder,) = (out.parent / "unfinished").iterdir()
-    parts = Unfinished(folder.parent, [], device_words(torch.device("cpu")))
-    parts.folder = folder
-    for part in parts.within(0, 30):
-        parts.add(part._replace(seconds=1000.0))
+    (folder,) = (out.parent / UNFINISHED).iterdir()
+    store = Store(tmp_path, (), ())
+    store.folders[UNFINISHED] = folder
+    for part in store.within(0, 30, [make_extractor("digits-cnn")]):
+        store.add(part._replace(seconds=1000.0), UNFINISHED)
     measure(config(run, out, cache, LONG, batch_size=8))
-    assert read_rows(out)[-1]["seconds_per_image"] == pytest.approx(2000 / 30, rel=0.01)
+    assert read_rows(out)[-1].seconds_per_image == pytest.approx(2000 / 30, rel=0.01)
 
 
 @pytest.mark.parametrize("what", ["damaged", "another device", "another seed"])
@@ -88,24 +88,57 @@ def test_what_does_not_fit_is_made_again(
         )
 
 
+class Pixels:
+    """As much of an extractor as the store asks for."""
+
+    name, sha256 = "pixels", "00"
+
+
+def part(first: int, count: int, device: str = "cpu", images: int = 0, name=Pixels) -> Part:
+    """Samples whose features are their indices."""
+    features = {identity(name): torch.arange(first, first + count)[:, None].float()}
+    return Part(first, features, torch.full((images, 1), first), count, 1.0, 7, device)
+
+
+def found(parts: list[Part]) -> list[int]:
+    return [int(i) for one in parts for i in one.features[identity(Pixels)][:, 0]]
+
+
 def test_shares_of_other_processes(tmp_path):
     """What two processes made is of use to one and to three, as far as it lies within their shares
     and not over each other."""
-    parts = Unfinished(tmp_path, ["point"], "cpu")
+    store = Store(tmp_path, ("point",), ("a", 1))
     for first, count in [(0, 10), (10, 10), (20, 10), (15, 5)]:
-        parts.add(
-            Part(
-                first,
-                {"pixels": torch.arange(first, first + count)[:, None].float()},
-                torch.empty(0),
-                count,
-                1.0,
-            )
-        )
+        store.add(part(first, count), UNFINISHED)
 
-    def found(first: int, end: int) -> list[int]:
-        return [int(i) for part in parts.within(first, end) for i in part.features["pixels"][:, 0]]
+    def within(first: int, end: int) -> list[int]:
+        return found(store.within(first, end, [Pixels]))
 
-    assert found(0, 30) == list(range(30))
-    assert found(0, 15) == list(range(10)) and found(15, 30) == list(range(15, 30))
-    assert found(5, 19) == [] and Unfinished(tmp_path, ["another"], "cpu").within(0, 30) == []
+    assert within(0, 30) == list(range(30))
+    assert within(0, 15) == list(range(10)) and within(15, 30) == list(range(15, 30))
+    assert within(5, 19) == []
+    assert Store(tmp_path, ("another",), ("a", 1)).within(0, 30, [Pixels]) == []
+
+
+def test_kept_parts_are_whole_of_one_device_and_extractor(tmp_path):
+    """Kept and unfinished parts are the same thing, but only the unfinished ones are forgotten; the
+    times of two devices have no sum; images after a gap are not the next ones."""
+
+    class Other(Pixels):
+        sha256 = "01"
+
+    store = Store(tmp_path, ("point",), ("a", 1))
+    store.add(part(0, 10, images=4), KEPT)
+    assert store.whole(20, Pixels) is None and not store.may_hold(20, Pixels)
+    store.add(part(10, 10, images=10), UNFINISHED)
+    whole = store.whole(20, Pixels)
+    assert found([whole]) == list(range(20)) and (whole.forwards, whole.seconds) == (20, 2.0)
+    assert store.may_hold(20, Pixels) and len(whole.images) == 4 and whole.memory == 7
+    assert store.whole(20, Other) is None and not store.may_hold(20, Other)
+    store.forget()
+    assert store.whole(20, Pixels) is None and found([store.whole(10, Pixels)]) == list(range(10))
+    store.add(part(10, 10, device="NVIDIA A100"), KEPT)
+    assert store.whole(20, Pixels) is None
+    assert found(store.within(0, 20, [Pixels], "NVIDIA A100")) == list(range(10, 20))
+    store.add(part(0, 20, device="NVIDIA A100"), KEPT)  # the longest first
+    assert store.whole(20, Pixels).device == "NVIDIA A100"
