@@ -16,12 +16,12 @@ import torch
 import yaml
 from PIL import Image
 
-from core.data.dataset import to_uint8
+from core.condition import Condition
 from core.diffusion.grids import make_grid
 from core.noise import Noise
 from core.sampling.denoisers import denoiser_for
 from core.sampling.solvers import SAMPLERS
-from eval.rows import read_rows
+from eval.curves_file import read_rows
 from lab import load
 from tests.helpers.command_lines import run_script
 from tests.helpers.tiny import tiny_config, train_tiny
@@ -106,7 +106,7 @@ def test_sampling_as_published(checkpoint, tmp_path):
     noise = rng.normal((1, 8, 8), "prior")
     with torch.no_grad():
         x = SAMPLERS["ddpm-large"].run(
-            denoiser_for(model, None, 0, threshold="static"),
+            denoiser_for(model, threshold="static"),
             noise,
             make_grid("leading", model.path, 4, 1000),
             rng,
@@ -115,7 +115,8 @@ def test_sampling_as_published(checkpoint, tmp_path):
 
     for i in range(3):
         assert (
-            np.asarray(Image.open(tmp_path / "out" / f"{i:06d}.png")) == to_uint8(x)[i, 0].numpy()
+            np.asarray(Image.open(tmp_path / "out" / f"{i:06d}.png"))
+            == model.codec.decode(x)[i, 0].numpy()
         ).all()
 
 
@@ -146,16 +147,16 @@ def test_measuring(checkpoint, tmp_path, monkeypatch):
     assert code == 0, errors
     floor, row = read_rows(tmp_path / "c.jsonl")
     given = (
-        row["method"],
-        row["run"],
-        row["ema"],
-        row["grid"],
-        row["nfe"],
-        row["train_evals"],
-        row["dataset"],
+        row.method,
+        row.run,
+        row.ema,
+        row.grid,
+        row.nfe,
+        row.train_evals,
+        row.dataset,
     )
     assert given == ("pretrained", "tiny-ddpm", "as published", "leading", 2.0, None, "digits")
-    assert row["weights_sha256"] == load(checkpoint).weights_sha256 and row["fid"] > floor["fid"]
+    assert row.weights_sha256 == load(checkpoint).weights_sha256 and row.fid > floor.fid
     code, errors = run_script(
         "evaluate", "--run", "owner/name", "--steps", "2", "--n", 30, "--extractor", "digits-cnn"
     )
@@ -248,7 +249,7 @@ def measured_row(run: Path, out: Path, *options) -> dict:
     ]
     code, errors = run_script("evaluate", *base, *options)
     assert code == 0, errors
-    return next(row for row in read_rows(out) if row["sampler"])
+    return next(row for row in read_rows(out) if row.sampler).model_dump(mode="json")
 
 
 def test_verify(run, tmp_path):
@@ -290,7 +291,7 @@ def test_verify(run, tmp_path):
                 {"extractor_sha256": "0" * 64},
                 "extractor_sha256 is 000000000000..., but the extractor's weights here have",
             ),
-            ({"fid_std": None}, "fid_std = None"),
+            ({"fid_std": None}, "rows, number 1: key 'fid_std' is None"),
             ({"sampler": "dimm"}, "unknown sampler 'dimm' (did you mean 'ddim'?)"),
         ):
             card.write_text(json.dumps({"rows": [rows[1] | change]}))
@@ -396,7 +397,7 @@ def test_the_readme_of_an_export_samples_as_we_do(run, student, tmp_path, steps)
     )
     assert done.returncode == 0, done.stderr[-2000:]
     noise = torch.randn((3, 1, 8, 8), generator=torch.Generator().manual_seed(5))
-    denoiser = denoiser_for(ours.model, torch.arange(3) % 10, 10)
+    denoiser = denoiser_for(ours.model, Condition(label=torch.arange(3) % 10))
     x = SAMPLERS["ddim"].run(
         denoiser,
         noise,

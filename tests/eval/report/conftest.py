@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from core.config import parse
+from eval.curves_file import append_row, read_rows
 from eval.report.document import write_report
-from eval.rows import append_row, read_rows
 from eval.sweep.config import SweepConfig
 from lab import load, measure
+from tests.helpers.rows import changed
 from tests.helpers.tiny import train_tiny
 
 
@@ -33,19 +34,19 @@ def folder(tmp_path_factory) -> Path:
         "cache": str(folder / "cache"),
         "entries": [
             {"run": "teacher", "samplers": ["ddim", "heun"], "steps": [1, 2, 4]},
-            {"run": "student", "samplers": ["jump"], "steps": [1, 2]},
+            {"run": "student", "samplers": ["consistency"], "steps": [1, 2]},
             {"run": "flow", "samplers": ["euler"], "steps": [1, 2, 4]},
         ],
     }
     measure(parse(SweepConfig, values, "test"))
     # Another protocol, and text that would end the block of data if it were written as it is.
-    row = next(r for r in read_rows(folder / "curves.jsonl") if r["method"] == "ddpm")
+    row = next(r for r in read_rows(folder / "curves.jsonl") if r.method == "ddpm")
     other = {
         "metric": "FID",
         "extractor": "inception-v3-compat",
         "n": 50_000,
         "device": "</script><b>",
     }
-    append_row(folder / "curves.jsonl", row | other)
+    append_row(folder / "curves.jsonl", changed(row, **other))
     write_report(folder / "curves.jsonl", folder / "report.html", load, steps=[1, 4], images=3)
     return folder

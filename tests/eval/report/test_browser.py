@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from eval.curves_file import read_rows
 from eval.report.document import write_report
-from eval.rows import read_rows
 from lab import load
 
 CHROMIUM = next(
@@ -112,7 +112,7 @@ def test_sliders_move_the_pictures(browser, folder):
     reader.click("#strips input", 3)
     assert reader.picture("grid") != seen[
         0
-    ] and "Rectified flow, euler, 4 steps, NFE 4: FD@30" in reader.text("grid-words")
+    ] and "Rectified flow, 4 steps, NFE 4: FD@30" in reader.text("grid-words")
 
     reader.press("walk", "\ue011")  # Home
     states, guesses = [reader.picture("state")], [reader.picture("guess")]
@@ -149,7 +149,7 @@ def test_the_curve_answers(browser, folder):
     reader.click("#all")
     axes = "const l = document.getElementById('plot').layout; return [l.xaxis.title.text, l.yaxis.title.text, l.yaxis.type]"
     assert reader.js(axes) == [
-        "network evaluations an image (counted)",
+        "network evaluations per image (counted)",
         "FD@30, digits-cnn features",
         "log",
     ]
@@ -167,11 +167,9 @@ def test_the_curve_answers(browser, folder):
     point = browser.find_elements(By.CSS_SELECTOR, "#plot .points path")[-1]
     ActionChains(browser).move_to_element(point).perform()
     label = browser.find_element(By.CSS_SELECTOR, "#plot .hoverlayer").text
-    row = next(
-        r for r in read_rows(folder / "curves.jsonl") if r["run"] == "flow" and r["steps"] == 4
-    )
+    row = next(r for r in read_rows(folder / "curves.jsonl") if r.run == "flow" and r.steps == 4)
     expected = [
-        "rectified flow, euler",
+        "rectified flow",
         "FD@30",
         "n = 30, seed 0",
         "digits-cnn",
@@ -179,9 +177,9 @@ def test_the_curve_answers(browser, folder):
         "half-life 320 images",
     ]
     expected += [
-        f"{row['fid']:.0f}"[:2],
-        row["extractor_sha256"][:8],
-        row["commit"][:8],
+        f"{row.fid:.0f}"[:2],
+        row.extractor_sha256[:8],
+        row.commit[:8],
         "4 steps, 4 evaluations",
     ]
     for words in expected:

@@ -20,18 +20,14 @@ from PIL import Image
 from core.data import load_data
 from core.errors import UserError
 from core.pictures import save_png
-from core.runs import sample_images
-from eval.report.document import (
-    LIGHT,
-    measure_words,
-    png_uri,
-    readable,
-    sample_strips,
-    write_report,
-)
+from core.sampling.sample import sample_images
+from core.setting import Setting
+from eval.curves_file import append_row, read_rows
+from eval.report.document import LIGHT, png_uri, readable, sample_strips, write_report
 from eval.report.training import loss_by_level, prices
-from eval.rows import append_row, read_rows
+from eval.rows import Row, measure_label
 from lab import load
+from tests.helpers.rows import changed, row
 
 STEPS = [1, 2, 4]
 
@@ -52,7 +48,7 @@ def decoded(uri: str) -> np.ndarray:
 
 def test_everything_measured_is_in_the_page(folder):
     data = data_of(folder / "report.html")
-    rows = read_rows(folder / "curves.jsonl")
+    rows = [row.model_dump(mode="json") for row in read_rows(folder / "curves.jsonl")]
     assert all(0 <= row.pop("class_distance") <= 1 for row in data["rows"])  # what the page adds
     assert data["rows"] == rows
     points = [data["rows"][p["row"]] for group in data["groups"] for p in group["points"]]
@@ -115,9 +111,8 @@ def test_pictures_are_the_samples(folder):
         assert (back[:, -8:] == sheets[film["back_guess"]][:, -8:]).all()
     film = next(f for f in tracks["films"] if (f["series"], f["steps"]) == (3, 4))
     labels = torch.tensor(tracks["labels"])
-    expected = sample_images(
-        load(folder / "flow"), "euler", 4, torch.arange(3), seed=0, label=labels
-    )
+    setting = Setting(sampler="euler", steps=4)
+    expected = sample_images(load(folder / "flow").model, setting, torch.arange(3), label=labels)
     assert (sheets[film["back"]][:, -8:] == np.concatenate(list(expected[:, 0].numpy()))).all()
 
 
@@ -204,15 +199,15 @@ def test_only_a_floor(folder, tmp_path):
 
 
 def test_names_of_measures():
-    row = {"metric": "FID", "n": 50_000, "extractor": "inception-v3-compat"}
-    assert measure_words(row) == "FID" and measure_words(row | {"n": 5000}) == "FID@5000"
-    ours = row | {"metric": "FD"}
-    assert [measure_words(ours, key) for key in ("fid", "kid", "recall")] == [
+    fid = row("ddpm", 1, 2.0, metric="FID", n=50_000, extractor="inception-v3-compat")
+    assert measure_label(fid) == "FID" and measure_label(changed(fid, n=5000)) == "FID@5000"
+    ours = changed(fid, metric="FD")
+    assert [measure_label(ours, key) for key in ("fid", "kid", "recall")] == [
         "FD@50000",
         "KD@50000",
         "recall@50000",
     ]
-    assert measure_words(ours, "fid_infinity") == "FD∞"
+    assert measure_label(ours, "fid_infinity") == "FD∞"
 
 
 def test_colours_can_be_read():
@@ -222,16 +217,16 @@ def test_colours_can_be_read():
 
 
 def test_prices_follow_the_chain():
-    def row(run: str, teacher: str | None, evals: float) -> dict:
-        values = {"run": run, "method": run, "teacher": teacher, "sampler": "ddim"}
-        return values | {"train_images": 1, "train_evals": evals, "train_seconds": 1}
+    def priced(run: str, teacher: str | None, evals: float) -> Row:
+        price = {"train_images": 1, "train_evals": evals, "train_seconds": 1}
+        return row(run, 1, 2.0, teacher=teacher, **price)
 
     rows = [
-        row("c", "b", 5.0),
-        row("b", "a", 7.0),
-        row("a", None, 11.0),
-        row("b", "a", 3.0),
-        row("d", "lost", 1.0),
+        priced("c", "b", 5.0),
+        priced("b", "a", 7.0),
+        priced("a", None, 11.0),
+        priced("b", "a", 3.0),
+        priced("d", "lost", 1.0),
     ]
     found = {
         one["run"]: (one["train_evals"], one["inherited_evals"], one["complete"])

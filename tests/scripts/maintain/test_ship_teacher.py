@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.runs import sample_images
+from core.sampling.sample import sample_images
+from core.setting import Setting
 from core.training.checkpoints import latest_checkpoint
 from lab import load
 from tests.helpers.command_lines import run_script, tree
@@ -32,7 +33,8 @@ def test_shipped_weights_sample_the_same_images(teacher, tmp_path):
     )
     assert code == 0, errors
     ours, theirs = load(teacher), load(tmp_path / "shipped")
-    a, b = (sample_images(run, "ddim", 4, torch.arange(20), 0).float() for run in (ours, theirs))
+    setting = Setting(sampler="ddim", steps=4)
+    a, b = (sample_images(m.model, setting, torch.arange(20)).float() for m in (ours, theirs))
     assert (a - b).abs().max() <= 3  # of 255: half precision rounds weights to 3 digits
     assert ours.weights_sha256 != theirs.weights_sha256 and ours.train_evals == theirs.train_evals
     full, half = (
@@ -103,7 +105,7 @@ def test_shipped_teachers_are_what_their_cards_say_they_are(folder):
     assert (
         run.weights_file.stat().st_size < 10e6
         and folder.name.startswith(run.data.name)
-        and run.num_classes == 10
+        and run.spec.num_classes == 10
     )
 
 
@@ -138,4 +140,4 @@ def test_a_copy_of_a_shipped_teacher_is_not_trained_on(tmp_path):
         code == 2
         and f"{copied} is a shipped model, weights without the state of their training" in errors
     )
-    assert "delete" not in errors and load(copied).num_classes == 10
+    assert "delete" not in errors and load(copied).spec.num_classes == 10
