@@ -44,7 +44,7 @@ def read_rows(path: str | Path) -> list[Row]:
     if unmeasured:
         named = ", ".join(map(str, unmeasured[:NAMED])) + ", ..." * (len(unmeasured) > NAMED)
         print(
-            f"warning: {path}: {len(unmeasured)} rows left out, whose fid is no finite number "
+            f"warning: {path}: rows left out for want of a finite fid: {len(unmeasured)} "
             f"(line {named})",
             file=sys.stderr,
             flush=True,
@@ -118,8 +118,9 @@ def only_writer(path: Path) -> Iterator[None]:
 
 def append_row(path: Path, row: Row) -> None:
     """Adds one line, on disk when this returns."""
+    line = row.json_line().encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
-        file.write(row.json_line().encode() + b"\n")
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())

@@ -232,9 +232,9 @@ def said(error: ValidationError) -> str:
         return f"key '{key}' is missing"
     if kind == "value_error":
         return str(first["ctx"]["error"])
-    given = ascii(first["input"])
+    given = json.dumps(first["input"], default=str)
     given = given if len(given) <= 60 else f"{given[:57]}..."
-    return f"key {ascii(key)} is {given}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"key '{json.dumps(key)[1:-1]}' is {given}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def measure_label(row: Row, key: str = "fid") -> str:

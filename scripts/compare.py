@@ -40,9 +40,8 @@ def main() -> None:
     if not a.b and len(a.curves) == 1:
         raise UserError("--b is missing: what is --a compared with?")
     names = (a.a, a.b or a.a)
-    first, second = (
-        select(read_measured(file), name) for file, name in zip((a.curves[0], a.curves[-1]), names)
-    )
+    rows = {file: read_measured(file) for file in dict.fromkeys(a.curves)}
+    first, second = select(rows[a.curves[0]], names[0]), select(rows[a.curves[-1]], names[1])
     if names[0] == names[1]:
         names = (f"{names[0]} (1st)", f"{names[1]} (2nd)")
     for protocol, points in compare(first, second, a.by, names).items():
