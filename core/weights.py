@@ -1,4 +1,5 @@
-"""Weights files: safetensors with the model's spec in the header, so that the file alone rebuilds it."""
+"""Weights files: safetensors with the model's spec in the header, so that the file alone rebuilds
+it."""
 
 from __future__ import annotations
 

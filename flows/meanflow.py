@@ -49,8 +49,8 @@ class MeanFlow(Method):
         F = v - (t - s) dF/dt,    dF/dt = v dF/dx + dF/dt at fixed s (eq. 6 and 8),
 
     whose right side, with v = eps - x0 for the velocity and F's own derivative, is the target,
-    without gradient (eq. 9 to 11). The squared error, summed over the image, has the adaptive weight
-    of eq. 22 (app. B.2). The network is told (t, t - s), the best of table 1c.
+    without gradient (eq. 9 to 11). The squared error, summed over the image, has the adaptive
+    weight of eq. 22 (app. B.2). The network is told (t, t - s), the best of table 1c.
 
     Deviations: no guidance inside the target. The derivative is taken in float32 on a forward of
     its own and the error on another, so that the trained forward is an ordinary one for wrappers of

@@ -18,8 +18,9 @@ from pathlib import Path
 from core.errors import UserError, command_line
 from core.files import whole_folder
 from core.pictures import read_samples, samples_file
+from eval.curves_file import read_rows
 from eval.report.document import write_report
-from eval.rows import is_floor, read_rows
+from eval.rows import Row
 from lab import load
 from scripts.plot import draw
 
@@ -68,15 +69,17 @@ def check_folders(source: Path, target: Path) -> None:
         raise UserError(f"{target} holds the run {run.parent.name}: give a folder of results")
 
 
-def check_names(rows: list[dict], curves: Path) -> None:
+def check_names(rows: list[Row], curves: Path) -> None:
     """Raises UserError for a row with a name that files are called by and that leads elsewhere."""
     for row in rows:
         for key in ("dataset", "extractor", "n", "reference"):
-            if "/" in str(row[key]) or "\\" in str(row[key]):
-                raise UserError(f"{curves}: {key} = {row[key]!r} of a row names files: no / in it")
+            if "/" in str(getattr(row, key)) or "\\" in str(getattr(row, key)):
+                raise UserError(
+                    f"{curves}: {key} = {getattr(row, key)!r} of a row names files: no / in it"
+                )
 
 
-def copy_rows(source: Path, target: Path) -> list[dict]:
+def copy_rows(source: Path, target: Path) -> list[Row]:
     """Copies a curves file and the samples of its rows (not those of earlier weights) into an empty
     folder; returns the rows. Samples that are not there are left out.
 
@@ -87,7 +90,7 @@ def copy_rows(source: Path, target: Path) -> list[dict]:
     shutil.copyfile(_plain(source / "curves.jsonl"), target / "curves.jsonl")
     rows = read_rows(target / "curves.jsonl")
     check_names(rows, source / "curves.jsonl")
-    files = [samples_file(source, row["samples"]) for row in rows if row.get("samples")]
+    files = [samples_file(source, row.samples) for row in rows if row.samples]
     for file in dict.fromkeys(files):
         if file.exists():
             name = file.relative_to(source)
@@ -95,7 +98,7 @@ def copy_rows(source: Path, target: Path) -> list[dict]:
     return rows
 
 
-def copy_solvers(source: Path, target: Path) -> list[dict]:
+def copy_solvers(source: Path, target: Path) -> list[Row]:
     """The rows of all solvers of a run, which are drawn on a curve of their own; [] without."""
     if source.is_symlink():
         raise UserError(f"{source} is a link: put the folder there")
@@ -138,12 +141,12 @@ def publish(source: Path, target: Path) -> None:
         rows = copy_rows(source, staged)
         copy_configs(source, staged / "configs")
         solvers = copy_solvers(source / "solvers", staged / "solvers")
-        teacher = "teacher" if any(row["run"] == "teacher" for row in rows) else None
+        teacher = "teacher" if any(row.run == "teacher" for row in rows) else None
         draw([staged / "curves.jsonl"], staged, staged / "table.md", teacher)
         write_report(staged / "curves.jsonl", staged / "report.html", load, source)
         if solvers:  # of one run, by their protocol
-            row = next((row for row in solvers if not is_floor(row)), solvers[0])
-            same = ",".join(f"{key}={row[key]}" for key in ("run", "n", "extractor"))
+            row = next((row for row in solvers if not row.is_floor), solvers[0])
+            same = ",".join(f"{key}={getattr(row, key)}" for key in ("run", "n", "extractor"))
             folder = staged / "solvers"
             files = [folder / "curves.jsonl", staged / "curves.jsonl"]
             draw(files, folder, folder / "table.md", only=same)

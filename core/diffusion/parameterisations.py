@@ -171,7 +171,8 @@ class Consistency(Parameterisation):
         self.t_min, self.sigma_data = t_min, sigma_data
 
     def scalings(self, t: Tensor, path: Path) -> tuple[Tensor, Tensor]:
-        """c_skip / alpha and -c_out, float64, of the shape of t: f = c_skip (x / alpha) + c_out F."""
+        """c_skip / alpha and -c_out, float64, of the shape of t: f = c_skip (x / alpha) + c_out
+        F."""
         c, first = path.at(t), path.at(torch.tensor(self.t_min, dtype=torch.float64))
         s_min = (first.sigma / first.alpha).to(c.sigma.device)
         # Multiplied through by powers of alpha, so that alpha = 0 (pure noise) is an ordinary time.

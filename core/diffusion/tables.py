@@ -135,7 +135,8 @@ class TablePath(Path):
     """
 
     def __init__(self, log_signal: Tensor, config: BetaTable | None = None):
-        """log_signal: log alpha [T + 1], strictly decreasing from 0; config: where it comes from."""
+        """log_signal: log alpha [T + 1], strictly decreasing from 0; config: where it comes
+        from."""
         self.config = config
         self.steps = len(log_signal) - 1
         signal, loss = log_signal.exp(), -torch.expm1(log_signal)

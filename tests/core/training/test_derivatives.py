@@ -100,8 +100,8 @@ def test_price_is_two_evaluations(backend, price):
 
 
 class Known(nn.Module):
-    """F = x^2 sin(3 t) + t r: d/dh F(x + h v, t + h, s) = 2 x v sin 3t + 3 x^2 cos 3t + t + r, since
-    r = t - s moves with t."""
+    """F = x^2 sin(3 t) + t r: d/dh F(x + h v, t + h, s) = 2 x v sin 3t + 3 x^2 cos 3t + t + r,
+    since r = t - s moves with t."""
 
     def __init__(self):
         super().__init__()
