@@ -1,9 +1,9 @@
 """Compares two methods, or two runs, at each number of steps (or network evaluations) that both
 were measured at.
 
-    python -m scripts.compare runs/quickstart/curves.jsonl --a progressive --b consistency python -m
-    scripts.compare old/curves.jsonl new/curves.jsonl --a progressive --by nfe python -m
-    scripts.compare curves.jsonl --a method=ddpm,sampler=ddim --b method=ddpm,sampler=unipc
+    python -m scripts.compare runs/quickstart/curves.jsonl --a progressive --b consistency
+    python -m scripts.compare old/curves.jsonl new/curves.jsonl --a progressive --by nfe
+    python -m scripts.compare curves.jsonl --a sampler=ddim --b sampler=unipc
 
 With two files, --a is looked for in the first and --b (default: the same as --a) in the second. The
 difference counts as larger than its error from 2 standard errors on, or more where an error bar
