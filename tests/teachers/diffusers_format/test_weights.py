@@ -94,15 +94,17 @@ def test_of_several_the_plain_one_is_taken_and_named(folder, capsys):
         for parameter in model.parameters():
             parameter += 1
     plain = (component / PLAIN).read_bytes()
+    (component / PLAIN).unlink()
+    model.save_pretrained(component, variant="a")
+    model.save_pretrained(component, safe_serialization=False)
     model.half().save_pretrained(component, variant="fp16")
     model.save_pretrained(component, variant="fp16", safe_serialization=False)
-    model.save_pretrained(component, safe_serialization=False)
     model.save_pretrained(folder / "unet_ema")
     (component / PLAIN).write_bytes(plain)
     assert _same(load_pretrained(folder), expected)
     line = capsys.readouterr().err.splitlines()[0]
     assert line.startswith(f"{component / PLAIN} was taken, not ")
-    for other in (".bin", ".fp16.safetensors", ".fp16.bin"):
+    for other in (".bin", ".a.safetensors", ".fp16.safetensors", ".fp16.bin"):
         assert f"unet/diffusion_pytorch_model{other}" in line
     assert f"unet_ema/{PLAIN}" in line
     assert _same(load_pretrained(folder), expected)
