@@ -54,6 +54,7 @@ def plot_curves(group: list[Row], path: Path, against: str = "nfe") -> list[Path
     figure, axes = plt.subplots(figsize=(10, 6.2), layout="constrained")
     axes.set_xscale("log", base=2 if against == "nfe" else 10)
     axes.set_yscale("log")
+    _axes(axes, group, against)
     ends = []
     for rows in series_of(group).values():
         color, marker, dashes, _ = look(rows[0], group)
@@ -70,7 +71,6 @@ def plot_curves(group: list[Row], path: Path, against: str = "nfe") -> list[Path
         ends.append((x, y, series_label(rows[0], group), color))
     _floor(axes, group, best=min(y.min() for _, y, _, _ in ends))
     _front(axes, group, against)
-    _axes(axes, group, against)
     figure.draw_without_rendering()  # settles the layout that the labels are placed in
     place_labels(axes, ends)
     return save(figure, path)
