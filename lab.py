@@ -105,3 +105,43 @@ def measure(config: SweepConfig) -> list[Row]:
     from eval.sweep.run import run_sweep
 
     return run_sweep(config, load)
+
+
+def evaluate(
+    run: Run, setting: Setting | None = None, n: int = 1000, extractor: str = "fashion-cnn"
+) -> Row:
+    """One measured point: quality of n samples against the run's training data.
+
+    Args:
+        setting: None: as the model is meant to be sampled.
+        extractor: whose features the distance is taken in (docs/measuring.md).
+
+    Raises:
+        UserError: what cannot be measured, as in a sweep.
+    """
+    import tempfile
+
+    from core.config import parse
+    from eval.sweep.config import SweepConfig
+
+    chosen = setting or run.spec.setting
+    entry = {
+        "run": str(run.folder),
+        "samplers": [chosen.sampler],
+        "steps": [chosen.steps],
+        "guidance_scales": [chosen.guidance_scale],
+        "threshold": chosen.threshold,
+        "grid": chosen.grid,
+        "options": chosen.options,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        values = {"out": f"{folder}/rows.jsonl", "n": n, "extractor": extractor, "floor": False}
+        return measure(parse(SweepConfig, values | {"entries": [entry]}, "lab.evaluate"))[0]
+
+
+def save_grid(images: torch.Tensor, file: str | Path, columns: int = 8) -> None:
+    """uint8 images [N, C, S, S] as one PNG, small ones enlarged."""
+    from core.pictures import save_png, tile
+
+    scale = max(1, 64 // images.shape[-1])
+    save_png(tile(images, columns), Path(file), scale)

@@ -12,7 +12,7 @@ from core.training.config import parse_run_config
 from lab import method_class
 
 ROOT = Path(__file__).resolve().parents[2]
-# Computed at commit e7b5f35; those of fashion_mnist-budget by the overrides of its study_budget.sh.
+# Computed at commit e7b5f35; those of fashion_mnist-budget by the overrides of a script there.
 HASHES = {
     "cifar10": """
         consistency c84a221f5756e497688de92e02854fdd7ee1ea44d8d9dbb5f7721e6f553205c5

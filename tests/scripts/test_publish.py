@@ -1,4 +1,4 @@
-"""publish.sh, on a few rows of the published digits, and on rows that are out to do harm."""
+"""scripts.publish, on a few rows of the published digits, and on rows that are out to do harm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIGITS = ROOT / "results" / "digits"
 def publish(*folders: Path) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "VENV": "none", "OMP_NUM_THREADS": "1"}
-    command = ["bash", "scripts/publish.sh", *map(str, folders)]
+    command = [sys.executable, "-m", "scripts.publish", *map(str, folders)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
