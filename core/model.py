@@ -66,6 +66,8 @@ class ModelSpec(ModelConfig):
     codec: Literal[tuple(CODECS)] = "pixels"
     sampling: Setting | None = None
     """how it is meant to be sampled; null: as its parameterisation suggests"""
+    null_trained: bool | None = None
+    """whether the null label was trained, which guidance needs; null: not known"""
 
     @property
     def setting(self) -> Setting:

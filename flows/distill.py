@@ -60,7 +60,8 @@ class FlowDistillation(Method):
         model = run.model
         pairs = PairSource(config.pairs, context.seed)
         pairs.check_fits(model.spec)
-        method = cls(config, model.train().requires_grad_(True), pairs)
+        student = Model(model.network, model.spec.model_copy(update={"null_trained": False}))
+        method = cls(config, student.train().requires_grad_(True), pairs)
         method.teacher_name = pairs.manifest.run_name
         method.started_from = {run.name: run.weights_sha256}
         return method

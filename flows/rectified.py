@@ -65,7 +65,7 @@ class RectifiedFlow(Method):
     def from_config(cls, config: RectifiedFlowConfig, context: Context) -> RectifiedFlow:
         started_from = {}
         if config.init is None:
-            data, spec = images_and_spec(context)
+            data, spec = images_and_spec(context, config.label_dropout)
             model = new_model(spec, context)
         else:
             if context.model is not None:

@@ -34,6 +34,8 @@ from students.teacher import load_teacher, student_source, trainable_copy
 class ConsistencyConfig(MethodConfig):
     """The keys of consistency distillation."""
 
+    LATER = ("dropout",)
+
     teacher: str
     """run, folder or hub id of the teacher"""
     solver: Literal["euler", "heun"] = "heun"
@@ -60,6 +62,9 @@ class ConsistencyConfig(MethodConfig):
     conversion_share: float = Field(default=0.2, gt=0, allow_inf_nan=False)
     """budget, relative to that of distillation, of the stage before it that a teacher which does
     not predict v needs"""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """of the student; both papers' codes switch the teacher's off"""
 
     @model_validator(mode="after")
     def _steps(self) -> ConsistencyConfig:
@@ -94,7 +99,7 @@ class Consistency(Method):
     def __init__(self, config: ConsistencyConfig, teacher: Model, source: ImageSource | None):
         self.config, self.source, self.teacher = config, source, teacher
         function = ConsistencyFunction(t_min=config.t_min, sigma_data=config.sigma_data)
-        student = trainable_copy(teacher, prediction=function, discrete_steps=None)
+        student = trainable_copy(teacher, config.dropout, prediction=function, discrete_steps=None)
         averages = None
         if config.target_half_life:
             target = AverageConfig(half_life=config.target_half_life, power=None)

@@ -33,6 +33,8 @@ from students.teacher import load_teacher, student_source, trainable_copy
 class ProgressiveConfig(MethodConfig):
     """The keys of progressive distillation."""
 
+    LATER = ("dropout",)
+
     teacher: str
     """run, folder or hub id of the teacher"""
     start_steps: int = Field(default=64, ge=1)
@@ -47,6 +49,9 @@ class ProgressiveConfig(MethodConfig):
     """budget of each of the last two stages, relative to the others"""
     conversion_share: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """likewise of the stage that turns a teacher of another prediction into the students'"""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """of the student; both papers' codes switch the teacher's off"""
 
     @model_validator(mode="after")
     def _halves(self) -> ProgressiveConfig:
@@ -81,7 +86,9 @@ class Progressive(Method):
 
     def __init__(self, config: ProgressiveConfig, teacher: Model, source: ImageSource | None):
         self.config, self.source, self.teacher = config, source, teacher
-        student = trainable_copy(teacher, prediction=config.prediction, discrete_steps=None)
+        student = trainable_copy(
+            teacher, config.dropout, prediction=config.prediction, discrete_steps=None
+        )
         self.roles, self.helpers = {"student": Role(student)}, {"teacher": teacher.network}
         # Per stage the student's steps; None: conversion
         self.steps: list[int | None] = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from torch import nn
+
 from core.data import ImageSource
 from core.errors import UserError
 from core.model import Model
@@ -42,7 +44,13 @@ def student_source(teacher: Run, context: Context) -> ImageSource:
     return ImageSource(data.seen_by(spec.num_classes), context.seed)
 
 
-def trainable_copy(teacher: Model, **changes: Any) -> Model:
-    """A copy of the teacher's network to be trained, with these values of its spec changed."""
+def trainable_copy(teacher: Model, dropout: float, **changes: Any) -> Model:
+    """A copy of the teacher's network to be trained at this rate of dropout, with these values of
+    its spec changed. It is given labels alone, so its null label stays untrained."""
     network = copy.deepcopy(teacher.network).train().requires_grad_(True)
-    return Model(network, teacher.spec.model_copy(update=changes))
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    shape = teacher.spec.network.with_dropout(dropout)
+    given = {"null_trained": False, "network": shape, **changes}
+    return Model(network, teacher.spec.model_copy(update=given))

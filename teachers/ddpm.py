@@ -64,7 +64,7 @@ class DDPM(Method):
 
     @classmethod
     def from_config(cls, config: DDPMConfig, context: Context) -> DDPM:
-        data, spec = images_and_spec(context)
+        data, spec = images_and_spec(context, config.label_dropout)
         return cls(config, new_model(spec, context), ImageSource(data, context.seed))
 
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:

@@ -21,6 +21,14 @@ class NetworkBase(Strict):
     [B] or None, and the parts of the condition by name (core/condition.py).
     """
 
+    def with_dropout(self, rate: float) -> NetworkBase:
+        """The same network at another rate of dropout, where it has any."""
+        return (
+            self.model_copy(update={"dropout": rate})
+            if "dropout" in type(self).model_fields
+            else self
+        )
+
     @abstractmethod
     def build(self, channels: int, side: int, num_classes: int) -> nn.Module:
         """A freshly initialised network; raises UserError if images or classes do not fit it."""

@@ -47,6 +47,11 @@ class DiffusersConfig(NetworkBase):
     def _public(cls, config: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in config.items() if not key.startswith("_")}
 
+    def with_dropout(self, rate: float) -> DiffusersConfig:
+        has_any = "dropout" in self.config
+        changed = {"config": self.config | {"dropout": rate}}
+        return self.model_copy(update=changed) if has_any else self
+
     @property
     def dropout(self) -> float:
         return float(self.config.get("dropout") or 0.0)

@@ -17,7 +17,7 @@ from core.condition import UNCONDITIONED, Condition
 from core.diffusion.parameterisations import Denoised
 from core.diffusion.paths import Path, expand
 from core.errors import UserError
-from core.model import Model
+from core.model import Model, ModelSpec
 from core.setting import Threshold
 
 
@@ -124,6 +124,19 @@ THRESHOLDS: dict[Threshold, Callable[[Tensor], Tensor] | None] = {
 }
 
 
+def check_guidance(spec: ModelSpec, scale: float) -> None:
+    """Raises UserError where the model has nothing that guidance could compare with."""
+    if scale == 1.0:
+        return
+    if not spec.num_classes:
+        raise UserError(f"guidance_scale={scale} needs a class-conditional model; 1.0 is off")
+    if spec.null_trained is False:
+        raise UserError(
+            f"guidance_scale={scale}: this model never learned its null label, which guidance compares "
+            "with; sample its teacher, or train with method.label_dropout above 0"
+        )
+
+
 def denoiser_for(
     model: Model,
     condition: Condition = UNCONDITIONED,
@@ -143,11 +156,10 @@ def denoiser_for(
                 f"label {int(bad[0])} is out of range: this model knows 0 to {classes - 1} "
                 f"(and {classes}, null)"
             )
-    if guidance_scale != 1.0 and (label is None or classes == 0):
-        raise UserError(
-            f"guidance_scale={guidance_scale} needs a class-conditional model and labels; 1.0 is off"
-        )
+    check_guidance(model.spec, guidance_scale)
     guided = guidance_scale != 1.0
+    if guided and label is None:
+        raise UserError(f"guidance_scale={guidance_scale} needs labels; 1.0 is off")
     denoiser: Denoiser = (
         Guided(model, condition, guidance_scale) if guided else Conditioned(model, condition)
     )

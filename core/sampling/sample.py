@@ -12,7 +12,7 @@ from core.diffusion.paths import Path
 from core.errors import UserError, nearest
 from core.model import Model, ModelSpec
 from core.noise import Noise
-from core.sampling.denoisers import denoiser_for
+from core.sampling.denoisers import check_guidance, denoiser_for
 from core.sampling.solvers import Callback, Sampler, make_sampler
 from core.setting import Setting
 
@@ -55,10 +55,7 @@ def expected_nfe(model: Model, setting: Setting) -> int:
     Raises:
         UserError: the setting does not fit the model.
     """
-    if setting.guidance_scale != 1.0 and not model.spec.num_classes:
-        raise UserError(
-            f"guidance_scale={setting.guidance_scale} needs a class-conditional model; 1.0 is off"
-        )
+    check_guidance(model.spec, setting.guidance_scale)
     counting, one = _Counting(model.path), Noise(0, torch.zeros(1, dtype=torch.int64))
     grid = grid_of(setting, model)
     sampler_of(setting).run(counting, torch.zeros(1, 1, 1, 1), grid, one, **setting.options)

@@ -157,15 +157,16 @@ def mean_square(difference: Tensor) -> Tensor:
     return difference.square().flatten(1).mean(1)
 
 
-def images_and_spec(context: Context) -> tuple[ImageData, ModelSpec]:
+def images_and_spec(context: Context, label_dropout: float = 0.0) -> tuple[ImageData, ModelSpec]:
     """The training images, as the network sees them, and the model that config and data together
-    describe."""
+    describe. label_dropout: share of labels that the method will replace by the null label."""
     data, model = context.data.load(), context.model or ModelConfig()
     spec = ModelSpec(
         **{name: getattr(model, name) for name in ModelConfig.model_fields},
         channels=data.channels,
         side=data.side,
         num_classes=data.num_classes if model.network.conditional else 0,
+        null_trained=label_dropout > 0,
     )
     return data.seen_by(spec.num_classes), spec
 

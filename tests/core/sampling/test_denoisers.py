@@ -194,3 +194,14 @@ def test_samples_do_not_depend_on_the_batch(network, sampler, guidance):
         small, large = samples(7), samples(64)
     torch.testing.assert_close(small, large, rtol=1e-4, atol=1e-4)
     assert float(small.std(0).min()) > 0.05  # and the samples differ from one another
+
+
+def test_guidance_of_a_null_label_that_was_never_trained(network):
+    label = Condition(torch.tensor([0, 1]))
+    for trained in (True, None):
+        model = model_of(network, "vp-cosine", num_classes=3, null_trained=trained)
+        assert isinstance(denoiser_for(model, label, 2.0), Guided)
+    model = model_of(network, "vp-cosine", num_classes=3, null_trained=False)
+    assert isinstance(denoiser_for(model, label, 1.0), Conditioned)
+    with pytest.raises(UserError, match="never learned its null label"):
+        denoiser_for(model, label, 2.0)
