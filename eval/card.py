@@ -66,14 +66,9 @@ class Expected(Strict):
         return earlier_versions(values)
 
     @property
-    def images(self) -> int:
-        """Images that measuring the row again takes."""
-        return self.n * self.sets
-
-    @property
     def cost(self) -> float:
         """Network evaluations that measuring the row again takes, about."""
-        return (self.nfe or self.steps) * self.images
+        return (self.nfe or self.steps) * self.n * self.sets
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ class Verdict:
             f"more than {WORST:g}: NOT what its card says" if self.worse else "as its card says"
         )
         return (
-            f"{e.sampler} x{e.steps}, n = {e.n}, {e.extractor}: {m.metric} {m.fid:.4g}, the card "
+            f"{m.setting.label()}, n = {e.n}, {e.extractor}: {m.metric} {m.fid:.4g}, the card "
             f"{e.fid:.4g} ± {e.fid_std:.2g}: {abs(self.deviations):.2f} standard deviations {side}, "
             f"{verdict}"
         )

@@ -8,8 +8,8 @@ from pathlib import Path
 from core.errors import UserError
 from eval.curves.series import measured, method_label
 from eval.curves.style import Look, look_of
-from eval.curves.text import one_line
 from eval.rows import Row
+from eval.text import one_line
 
 SMALL = {"fontsize": 7.5, "color": "#555555"}  # notes under a picture
 

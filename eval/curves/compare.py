@@ -10,8 +10,8 @@ from scipy import stats
 
 from core.errors import UserError, nearest
 from eval.curves.series import measured
-from eval.curves.text import one_line, text_table
 from eval.rows import Protocol, Row
+from eval.text import one_line, text_table
 
 # What a selector may name
 KEYS = (

@@ -9,8 +9,8 @@ import numpy as np
 from eval.curves.canvas import SMALL, look, pyplot, save, subject
 from eval.curves.labels import place_labels
 from eval.curves.series import floor_of, measured, series_label, series_of
-from eval.curves.text import one_line
 from eval.rows import Row
+from eval.text import one_line
 
 
 def covered(group: list[Row]) -> list[Row]:

@@ -23,8 +23,8 @@ from eval.curves.series import (
     series_label,
     series_of,
 )
-from eval.curves.text import file_name, number, one_line
 from eval.rows import Row, measure_label
+from eval.text import file_name, number, one_line
 
 TICKS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000]
 # Times below the best point, a floor is told in words: its line would take half of the picture

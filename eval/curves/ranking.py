@@ -7,8 +7,8 @@ from math import hypot
 
 from eval.curves.compare import needed_z, standard_error
 from eval.curves.series import by_protocol, measured, protocol_label, series_label
-from eval.curves.text import markdown, markdown_table, number
 from eval.rows import Row, measure_label
+from eval.text import markdown, markdown_table, number
 
 PLACES = 3
 

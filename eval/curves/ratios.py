@@ -15,8 +15,8 @@ from eval.curves.series import (
     series_label,
     series_of,
 )
-from eval.curves.text import markdown, markdown_table, number
 from eval.rows import Row, measure_label
+from eval.text import markdown, markdown_table, number
 
 FEW = 16  # steps that the table ends with: with more, students and teachers meet
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from eval.curves.canvas import broken, look, pyplot, save, subject
 from eval.curves.series import series_label, series_of
-from eval.curves.text import counted
 from eval.rows import Row
+from eval.text import counted
 
 SHOWN = 4  # samples in a cell
 

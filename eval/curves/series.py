@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 
 from core.setting import Setting
 from eval.curves.style import MethodStyle, read_styles
-from eval.curves.text import counted, one_line
 from eval.rows import Row, measure_label
 from eval.settings import grid_name
+from eval.text import counted, one_line
 
 
 def measured(rows: Iterable[Row]) -> list[Row]:

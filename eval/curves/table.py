@@ -10,8 +10,8 @@ from eval.curves.series import (
     series_label,
     series_of,
 )
-from eval.curves.text import markdown, markdown_table, number, text_table
 from eval.rows import Row
+from eval.text import markdown, markdown_table, number, text_table
 
 
 def _cells(group: list[Row]) -> list[list[str]]:

@@ -11,8 +11,8 @@ from eval.curves.series import (
     protocol_label,
     series_of,
 )
-from eval.curves.text import markdown, markdown_table, number
 from eval.rows import Row, measure_label
+from eval.text import markdown, markdown_table, number
 
 
 def class_distance(row: Row, floor: Row | None) -> float | None:

@@ -31,12 +31,12 @@ from eval.curves.series import (
     series_of,
 )
 from eval.curves.style import Look, look_of
-from eval.curves.text import one_line
 from eval.curves.trade_off import class_distance
 from eval.curves_file import read_measured
 from eval.report.training import find_runs, loss_by_level, prices, read_configs
 from eval.report.trajectories import films
 from eval.rows import Row, measure_label
+from eval.text import one_line
 
 PAGE = Path(__file__).with_name("page")
 SCRIPTS = ("common.js", "curve.js", "samples.js", "trajectories.js", "training.js")

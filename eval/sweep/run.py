@@ -21,7 +21,6 @@ from core.errors import UserError
 from core.pictures import save_png, tile
 from core.processes import start_processes
 from core.runs import Load
-from eval.curves.text import file_name, short_hash
 from eval.curves_file import append_row, drop_torn_line, only_writer, read_rows
 from eval.features.extractors import (
     EXTRACTORS,
@@ -52,6 +51,7 @@ from eval.sweep.plan import (
 )
 from eval.sweep.points import PointSampler
 from eval.sweep.store import KEPT, Part, Store, identity
+from eval.text import file_name, short_hash
 
 
 @dataclass
@@ -220,15 +220,15 @@ class Sweep:
     def measure_task(self, task: Task, bar: tqdm) -> None:
         """Samples a point as far as its features are not there, measures and writes its rows."""
         config, main = self.config, self.state.is_main_process
+        self.state.wait_for_everyone()  # the main process may just have changed the store
         found = {m.key: task.store.whole(config.total, m.extractor) for m in task.wanted}
+        self.state.wait_for_everyone()  # all have found the same
         fresh = [m for m in task.wanted if found[m.key] is None]
         if fresh:
             part = self.sampler.sample(task.point, [m.extractor for m in fresh], task.store, bar)
             found |= dict.fromkeys((m.key for m in fresh), part)
             if config.keep_features and main:
                 task.store.add(part, KEPT)
-            # a point that has the same samples finds them on every process, or on none
-            self.state.wait_for_everyone()
         for m in task.wanted:
             row = self._row(m, found[m.key]) if main else m.draft
             if main:

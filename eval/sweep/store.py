@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from core.files import read_tensors, write_tensors
-from eval.curves.text import file_name, short_hash
 from eval.features.extractors import Extractor
+from eval.text import file_name, short_hash
 
 KEPT, UNFINISHED = "features", "unfinished"  # folders beside the curves file
 

@@ -262,7 +262,9 @@ def test_verify(run, tmp_path):
         card.write_text(json.dumps({"title": "mine", "rows": rows}))
         code, out, _ = teacher("verify", run)
         assert (
-            code == 0 and out.count("\n") == 1 and "heun x1, n = 30, digits-cnn" in out
+            code == 0
+            and out.count("\n") == 1
+            and "heun, threshold static, 1 step, n = 30, digits-cnn" in out
         )  # the cheaper of the two
         assert "0.00 standard deviations" in out and "as its card says" in out
         code, out, _ = teacher("verify", run, "--all")
@@ -443,7 +445,7 @@ def test_verify_of_a_student_compares_weights_row_by_row(student, tmp_path):
     )  # of raw weights, which are the only ones there
     assert (
         code == 0
-        and "ddim x2" in out
+        and "ddim, threshold static, 2 steps" in out
         and "0.00 standard deviations" in out
         and "other weights" not in errors
     )

@@ -12,9 +12,9 @@ import pytest
 from eval.curves.plots import plot_all
 from eval.curves.series import series_label
 from eval.curves.table import markdown_tables, text_tables
-from eval.curves.text import file_name, markdown, markdown_table, one_line, short_hash
 from eval.curves_file import append_row
 from eval.report.document import write_report
+from eval.text import file_name, markdown, markdown_table, one_line, short_hash
 from lab import load
 from tests.helpers.command_lines import run_script
 from tests.helpers.rows import row

@@ -60,6 +60,8 @@ def test_what_tells_series_apart_is_said_and_nothing_else():
         other = changed(one, **change)
         assert series_label(other, [one, other]) == f"DDPM teacher, ddim, {words}"
         assert series_label(other, [other]) == "DDPM teacher, ddim"
+    named = row("DDPM teacher", 4, 2.0, run="ddpm", config_sha256="ddpm")
+    assert series_label(named, [one, named]) == "DDPM teacher, ddim, method DDPM teacher"
     assert "grid time" in series_label(one, [one, changed(one, grid="karras")])
 
 

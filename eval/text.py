@@ -1,5 +1,5 @@
-"""Text of tables: numbers with their errors, names on one line, Markdown that shows them as they
-are."""
+"""Text of tables and messages: names on one line, numbers with their errors, Markdown that shows
+them as they are; and names of files."""
 
 from __future__ import annotations
 
