@@ -293,7 +293,7 @@ def test_verify(run, tmp_path):
                 {"extractor_sha256": "0" * 64},
                 "extractor_sha256 is 000000000000..., but the extractor's weights here have",
             ),
-            ({"fid_std": None}, "rows, number 1: key 'fid_std' is None"),
+            ({"fid_std": None}, "rows, number 1: key 'fid_std' is null"),
             ({"sampler": "dimm"}, "unknown sampler 'dimm' (did you mean 'ddim'?)"),
         ):
             card.write_text(json.dumps({"rows": [rows[1] | change]}))

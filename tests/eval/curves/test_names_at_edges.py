@@ -72,7 +72,7 @@ def test_report(name, tmp_path):
 
 
 def test_the_command_lines_take_them(tmp_path):
-    for name in ODD.values():
+    for name in (ODD["bar"], ODD["html"]):
         for one in rows_of(name):
             append_row(tmp_path / "curves.jsonl", one)
     code, errors = run_script("plot", tmp_path / "curves.jsonl", "--out", tmp_path / "out")
