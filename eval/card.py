@@ -133,7 +133,7 @@ def read_rows_as_card(file: Path, run: str) -> Card:
             f"{', '.join(sorted({row.run for row in rows})) or 'none'}"
         )
     points = [row for group in by_protocol(mine) for row in group]
-    return _card(file, {"rows": [row.model_dump(mode="json") for row in points]})
+    return _card(file, {"rows": [row.model_dump() for row in points]})
 
 
 def read_card(folder: Path) -> Card | None:

@@ -168,7 +168,7 @@ class Row(Strict):
 
     def json_line(self) -> str:
         """The row as it is published. Raises ValueError if it has not been measured."""
-        return json.dumps(self.model_dump(mode="json"), allow_nan=False)
+        return json.dumps(self.model_dump(), allow_nan=False)
 
 
 def error_words(sets: int, resamples: int, stratified: bool) -> str | None:

@@ -191,7 +191,7 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load
 
 def row_data(rows: list[Row]) -> list[dict]:
     """The rows as they are published, with the class distance of those that are shown."""
-    data = {id(row): row.model_dump(mode="json") | {"class_distance": None} for row in rows}
+    data = {id(row): row.model_dump() | {"class_distance": None} for row in rows}
     for group in by_protocol(rows):
         for row in group:
             data[id(row)]["class_distance"] = class_distance(row, floor_of(group))

@@ -121,7 +121,7 @@ def write_card(folder: Path, curves: Path) -> None:
     for name, text in (
         (
             "card.json",
-            json.dumps({"rows": [row.model_dump(mode="json") for row in rows]}, indent=1),
+            json.dumps({"rows": [row.model_dump() for row in rows]}, indent=1),
         ),
         ("README.md", card_text(run, rows)),
     ):

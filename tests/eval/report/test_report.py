@@ -48,7 +48,7 @@ def decoded(uri: str) -> np.ndarray:
 
 def test_everything_measured_is_in_the_page(folder):
     data = data_of(folder / "report.html")
-    rows = [row.model_dump(mode="json") for row in read_rows(folder / "curves.jsonl")]
+    rows = [json.loads(row.json_line()) for row in read_rows(folder / "curves.jsonl")]
     assert all(0 <= row.pop("class_distance") <= 1 for row in data["rows"])  # what the page adds
     assert data["rows"] == rows
     points = [data["rows"][p["row"]] for group in data["groups"] for p in group["points"]]
