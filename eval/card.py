@@ -107,8 +107,8 @@ class Verdict:
         )
         return (
             f"{m.setting.label()}, n = {e.n}, {e.extractor}: {m.metric} {m.fid:.4g}, the card "
-            f"{e.fid:.4g} ± {e.fid_std:.2g}: {abs(self.deviations):.2f} standard deviations {side}, "
-            f"{verdict}"
+            f"{e.fid:.4g} ± {e.fid_std:.2g}: {abs(self.deviations):.2f} standard deviations "
+            f"{side}, {verdict}"
         )
 
 
@@ -121,7 +121,8 @@ def read_rows_as_card(file: Path, run: str) -> Card:
     """
     if not file.is_file():
         raise UserError(
-            f"{file} does not exist: give a file like card.json, or rows of scripts.evaluate (.jsonl)"
+            f"{file} does not exist: give a file like card.json, or rows of scripts.evaluate "
+            "(.jsonl)"
         )
     if file.suffix != ".jsonl":
         return _read(file)
@@ -231,7 +232,7 @@ def verify(
             expected, here = getattr(row, key), getattr(found, key)
             if expected not in (None, here):
                 raise UserError(
-                    f"{card.file}: {key} is {expected[:12]}..., but {what} here have {here[:12]}...: "
-                    "not comparable"
+                    f"{card.file}: {key} is {expected[:12]}..., but {what} here have {here[:12]}"
+                    "...: not comparable"
                 )
         yield Verdict(row, found, (found.fid - row.fid) / row.fid_std)

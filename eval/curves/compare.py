@@ -133,8 +133,8 @@ def _points(rows: list[Row], by: str, name: str) -> dict[float, Row]:
             mine, theirs = getattr(row, key), getattr(other, key)
             raise UserError(
                 one_line(
-                    f"{name} has several rows at {by} = {at:g}, which differ in {key} ({theirs} and "
-                    f"{mine}): say which, for example {name.split(',')[0]},{key}={mine}"
+                    f"{name} has several rows at {by} = {at:g}, which differ in {key} ({theirs} "
+                    f"and {mine}): say which, for example {name.split(',')[0]},{key}={mine}"
                 )
             )
     return points

@@ -37,8 +37,8 @@ def ranking_tables(rows: list[Row]) -> str:
         if not ranked:
             continue
         title = (
-            f"{protocol_label(group)}: the lowest {measure_label(measured(group)[0])} at each number "
-            "of network evaluations; ± is a standard error, z a difference in standard errors, "
+            f"{protocol_label(group)}: the lowest {measure_label(measured(group)[0])} at each "
+            "number of network evaluations; ± is a standard error, z a difference in standard errors, "
             "* more than its error"
         )
         body = []

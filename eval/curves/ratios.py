@@ -64,8 +64,8 @@ def ratio_tables(rows: list[Row], run: str) -> str:
             body.append([series_label(points[0], group), *(at.get(step, "") for step in steps)])
         lowest = f"{number(best.fid, standard_error(best))} ({point_label(best, group)})"
         title = (
-            f"{protocol_label(group)}: {measure_label(best)} over the lowest of run {run}, {lowest}; "
-            "± is a standard error"
+            f"{protocol_label(group)}: {measure_label(best)} over the lowest of run {run}, {lowest}"
+            "; ± is a standard error"
         )
         table = markdown_table(["steps", *map(str, steps)], body)
         parts.append(f"{markdown(title)}\n\n{table}")

@@ -47,7 +47,8 @@ CONTRAST = (
 )  # least ratio between a line and light or dark ground (WCAG 2.1, 1.4.11 asks for 3)
 MEASURES = ("fid", "fid_infinity", "kid", "precision", "recall", "class_distance")
 MARKERS = {
-    "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x",
+    "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down",
+    "P": "cross", "X": "x",
     "<": "triangle-left", ">": "triangle-right", "p": "pentagon", "h": "hexagon",
 }  # fmt: skip
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}

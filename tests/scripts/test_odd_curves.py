@@ -55,12 +55,13 @@ OPTIONAL = ("precision", "recall", "kid", "fid_std", "fid_error", "class_histogr
         lambda r: {"nfe": 1e-300, "seconds_per_image": 1e-300, "fid": 1e-300},
         lambda r: {"class_histogram": [1, 2, 3]},
         lambda r: {"fid_error": "2 sets", "sets": 2, "n": 2**53 - 1},
-        lambda r: {"train_evals": 0.0, "train_images": 0, "train_seconds": 0.0, "teacher": r["run"]},
+        lambda r: {"train_evals": 0.0, "train_images": 0, "train_seconds": 0.0},
+        lambda r: {"train_evals": 1.0, "teacher": r["run"]},
         lambda r: {"reference": "", "extractor_sha256": "", "commit": "", "dataset": ""},
     ],
     ids=[
         "nothing optional", "half covered", "zero", "below zero", "huge", "tiny", "other classes",
-        "two sets", "free", "empty words",
+        "two sets", "free", "its own teacher", "empty words",
     ],
 )  # fmt: skip
 def test_what_can_be_drawn_is_drawn(tmp_path, change):
