@@ -53,9 +53,9 @@ def draw(
     rows = read_together(curves)
     if only:
         rows = select(rows, only) + [row for row in rows if row.is_floor]
+    ratios = [ratio_tables(rows, relative_to)] if relative_to else []  # refused ahead of all writes
     written = plot_all(rows, curves[0].parent, out)
     if markdown:
-        ratios = [ratio_tables(rows, relative_to)] if relative_to else []
         tables = [markdown_tables(rows), *ratios, ranking_tables(rows), trade_off_tables(rows)]
         write_text(markdown, "\n\n".join(tables) + "\n")
         written.append(markdown)

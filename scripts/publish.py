@@ -18,7 +18,7 @@ from pathlib import Path
 from core.errors import UserError, command_line
 from core.files import whole_folder
 from core.pictures import read_samples, samples_file
-from eval.curves_file import read_rows
+from eval.curves_file import read_measured, read_rows
 from eval.report.document import write_report
 from eval.rows import Row
 from lab import load
@@ -50,7 +50,7 @@ def check_folders(source: Path, target: Path) -> None:
         raise UserError(
             f"{source / 'curves.jsonl'} does not exist: run scripts/quickstart.sh or python -m scripts.evaluate first"
         )
-    read_rows(source / "curves.jsonl")  # its mistakes are named where they are, not in the copy
+    read_measured(source / "curves.jsonl")  # its mistakes are named where they are, not in the copy
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} exists and is no folder: give another one")
     source, place = source.resolve(), target.resolve()

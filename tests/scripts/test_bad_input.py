@@ -81,7 +81,7 @@ def test_broken_checkpoints(tmp_path, config):
     whole = weights.read_bytes()
 
     weights.write_bytes(whole[:-100])
-    assert "ema.safetensors is damaged or incomplete" in refused(
+    assert "ema.safetensors was changed since it was written" in refused(
         tmp_path, "sample", tmp_path / "run", "--steps", "2", "--out", tmp_path / "x.png"
     )
     weights.write_bytes(whole)
@@ -89,7 +89,7 @@ def test_broken_checkpoints(tmp_path, config):
     state.write_bytes(state.read_bytes()[:200])
     values = tiny_config(tmp_path / "run", images=320)
     config.write_text(yaml.safe_dump(values))
-    assert "state.pt is damaged or incomplete" in refused(tmp_path, "train", config, "--cpu")
+    assert "state.pt was changed since it was written" in refused(tmp_path, "train", config, "--cpu")
 
 
 def test_checkpoint_of_another_architecture(tmp_path):

@@ -12,7 +12,7 @@ import lab
 from core.errors import UserError
 from core.pictures import save_png, tile
 from core.setting import Setting
-from core.training.checkpoints import latest_checkpoint
+from core.training.checkpoints import CHECKSUMS, latest_checkpoint
 from core.weights import read_spec, read_weights, save_weights
 from eval.curves_file import read_rows
 from scripts.setting_options import add_setting_options, chosen_setting, given_settings
@@ -141,6 +141,7 @@ def test_diverged_weights_are_not_drawn(runs, tmp_path):
     file = latest_checkpoint(tmp_path / "run") / "ema.safetensors"
     spec, weights = read_spec(file), read_weights(file)
     save_weights(file, {k: torch.full_like(v, float("nan")) for k, v in weights.items()}, spec)
+    (file.parent / CHECKSUMS).unlink()
     said = refused(tmp_path, "sample", tmp_path / "run", "--out", tmp_path / "x.png", "--steps", 3)
     assert "ddim, 3 steps" in said and "NaN or infinite images" in said
     with pytest.raises(UserError, match="NaN or infinite images"):

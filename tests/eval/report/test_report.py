@@ -22,6 +22,7 @@ from core.errors import UserError
 from core.pictures import save_png
 from core.sampling.sample import sample_images
 from core.setting import Setting
+from core.training.checkpoints import CHECKSUMS
 from eval.curves_file import append_row, read_rows
 from eval.report.document import LIGHT, png_uri, readable, sample_strips, write_report
 from eval.report.training import loss_by_level, prices
@@ -152,6 +153,7 @@ def test_other_weights_are_mentioned(folder, tmp_path):
     runs = shutil.copytree(folder, tmp_path / "runs")
     weights = next((runs / "flow" / "checkpoints").glob("*/ema.safetensors"))
     shutil.copy(weights.with_name("raw.safetensors"), weights)
+    (weights.parent / CHECKSUMS).unlink()  # as of earlier versions
     shutil.rmtree(runs / "student" / "checkpoints")
     data = data_of(
         write_report(folder / "curves.jsonl", tmp_path / "report.html", load, runs, [1], 1)
@@ -265,11 +267,10 @@ def test_no_other_picture_of_the_disk_is_embedded(tmp_path, capsys):
     (folder / "samples" / "link.png").symlink_to(secret)
     (folder / "samples" / "passwords.png").write_text("root")
     save_png(torch.ones(1, 4, 8, dtype=torch.uint8), folder / "samples" / "good.png")
-    names = ("../secret.png", str(secret), "samples/link.png", "samples/passwords.png", 3, ["x"])
-    rows = [{"steps": i, "nfe": i, "samples": name} for i, name in enumerate(names, 1)]
-    (strip,) = sample_strips(
-        [[*rows, {"steps": 9, "nfe": 9, "samples": "samples/good.png"}]], folder
-    )
+    names = ("../secret.png", str(secret), "samples/link.png", "samples/passwords.png")
+    rows = [row("ddpm", i, 2.0, samples=name) for i, name in enumerate(names, 1)]
+    good = row("ddpm", 9, 2.0, samples="samples/good.png")
+    (strip,) = sample_strips([[*rows, good]], folder)
     assert (strip["steps"], strip["width"], strip["height"]) == (9, 8, 4)
     assert (
         base64.b64decode(strip["image"].partition(",")[2])

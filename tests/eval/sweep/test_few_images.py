@@ -52,7 +52,7 @@ def test_a_reference_of_too_few_images(swept):
 def test_enough_images_are_measured(swept, count, changes, floors):
     """With what the message advises."""
     rows = swept(count, **changes)
-    assert [row["method"] for row in rows] == ["ddpm", "ddpm"] + ["floor"] * floors
+    assert [row.method for row in rows] == ["ddpm", "ddpm"] + ["floor"] * floors
     for row in rows:
-        assert all(math.isfinite(row[key]) for key in ("fid", "kid", "precision", "recall"))
-    assert floors == 0 or rows[-1]["n"] == 4
+        assert all(math.isfinite(getattr(row, key)) for key in ("fid", "kid", "precision", "recall"))
+    assert floors == 0 or rows[-1].n == 4

@@ -291,13 +291,14 @@ def test_runs_that_are_not_in_their_folder_are_taken_as_they_stand(run, tmp_path
 
 
 def test_diverged_weights_stop_the_sweep(cache, tmp_path):
-    from core.training.checkpoints import latest_checkpoint
+    from core.training.checkpoints import CHECKSUMS, latest_checkpoint
     from core.weights import read_spec, read_weights, save_weights
 
     train_tiny(tmp_path / "run", images=64)
     file = latest_checkpoint(tmp_path / "run") / "ema.safetensors"
     spec, weights = read_spec(file), read_weights(file)
     save_weights(file, {k: torch.full_like(v, float("nan")) for k, v in weights.items()}, spec)
+    (file.parent / CHECKSUMS).unlink()
     out = tmp_path / "curves.jsonl"
     with pytest.raises(UserError, match="NaN or infinite images"):
         measure(config(tmp_path / "run", out, cache, floor=False))
