@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from core.training.checkpoints import latest_checkpoint
+from core.training.checkpoints import CHECKSUMS, latest_checkpoint
+from core.weights import read_spec, read_weights, save_weights
 
 
 def weights(run: Path, which: str) -> dict[str, torch.Tensor]:
@@ -24,3 +25,11 @@ def assert_same_bits(a: Path, b: Path) -> None:
         assert one.keys() == two.keys()
         for name in one:
             assert torch.equal(one[name], two[name]), f"{which} {name}"
+
+
+def diverge(run: Path) -> None:
+    """Puts NaN in place of a run's averaged weights, as if its training had written them."""
+    file = latest_checkpoint(run) / "ema.safetensors"
+    spec, state = read_spec(file), read_weights(file)
+    save_weights(file, {name: torch.full_like(w, torch.nan) for name, w in state.items()}, spec)
+    (file.parent / CHECKSUMS).unlink()

@@ -17,6 +17,7 @@ from core.weights import read_spec, read_weights, save_weights
 from eval.curves_file import read_rows
 from scripts.setting_options import add_setting_options, chosen_setting, given_settings
 from tests.helpers.command_lines import refused, run_script
+from tests.helpers.runs import diverge
 from tests.helpers.tiny import train_tiny
 
 OWN = Setting(sampler="consistency", steps=2, guidance_scale=3.0, threshold="static")
@@ -138,10 +139,7 @@ def test_labels_and_seeds_in_python(runs):
 def test_diverged_weights_are_not_drawn(runs, tmp_path):
     """NaN would be drawn as black pictures: the command stops with one line and writes nothing."""
     train_tiny(tmp_path / "run", images=64)
-    file = latest_checkpoint(tmp_path / "run") / "ema.safetensors"
-    spec, weights = read_spec(file), read_weights(file)
-    save_weights(file, {k: torch.full_like(v, float("nan")) for k, v in weights.items()}, spec)
-    (file.parent / CHECKSUMS).unlink()
+    diverge(tmp_path / "run")
     said = refused(tmp_path, "sample", tmp_path / "run", "--out", tmp_path / "x.png", "--steps", 3)
     assert "ddim, 3 steps" in said and "NaN or infinite images" in said
     with pytest.raises(UserError, match="NaN or infinite images"):

@@ -32,6 +32,7 @@ from eval.metrics.extrapolate import fid_infinity
 from eval.rows import Row
 from eval.sweep.plan import data_of, plan
 from lab import load, measure
+from tests.helpers.runs import diverge
 from tests.helpers.small_sweep import comparable, config
 from tests.helpers.tiny import train_tiny
 
@@ -291,14 +292,8 @@ def test_runs_that_are_not_in_their_folder_are_taken_as_they_stand(run, tmp_path
 
 
 def test_diverged_weights_stop_the_sweep(cache, tmp_path):
-    from core.training.checkpoints import CHECKSUMS, latest_checkpoint
-    from core.weights import read_spec, read_weights, save_weights
-
     train_tiny(tmp_path / "run", images=64)
-    file = latest_checkpoint(tmp_path / "run") / "ema.safetensors"
-    spec, weights = read_spec(file), read_weights(file)
-    save_weights(file, {k: torch.full_like(v, float("nan")) for k, v in weights.items()}, spec)
-    (file.parent / CHECKSUMS).unlink()
+    diverge(tmp_path / "run")
     out = tmp_path / "curves.jsonl"
     with pytest.raises(UserError, match="NaN or infinite images"):
         measure(config(tmp_path / "run", out, cache, floor=False))
