@@ -51,8 +51,7 @@ def save_checkpoint(
     """Writes checkpoints/IMAGES-STAGE and drops older ones: weights and averages of every role and
     the weights of `helpers` (safetensors), the trainer's state, and what training has cost so far
     (price.json)."""
-    folder = run / "checkpoints"
-    final = folder / f"{state['images']:012d}-{state['stage']:02d}"
+    final = run / "checkpoints" / f"{state['images']:012d}-{state['stage']:02d}"
     if final.is_dir():
         return final  # a resumed run came by here again, with the same bits
     spec = roles["student"].model.spec
@@ -62,10 +61,15 @@ def save_checkpoint(
         torch.save(state, partial / "state.pt")
         write_text(partial / "price.json", json.dumps(price, indent=1))
         _write_checksums(partial)
-    for old in folder.glob("[0-9]*-[0-9]*"):
-        if old != final:
-            shutil.rmtree(old)
+    drop_others(final)
     return final
+
+
+def drop_others(checkpoint: Path) -> None:
+    """Removes all checkpoints but this one."""
+    for old in checkpoint.parent.glob("[0-9]*-[0-9]*"):
+        if old != checkpoint:
+            shutil.rmtree(old)
 
 
 def keep_for_steps(run: Path, checkpoint: Path, steps: int) -> None:

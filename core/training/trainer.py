@@ -18,6 +18,7 @@ from core.errors import UserError
 from core.locks import only_one
 from core.processes import sum_over
 from core.training.checkpoints import (
+    drop_others,
     keep_for_steps,
     latest_checkpoint,
     load_checkpoint,
@@ -143,6 +144,8 @@ class Trainer:
         for name in self.COUNTERS:
             setattr(self, name, state[name])
         self.pending = state["tracker"]
+        if self.accelerator.is_main_process:
+            drop_others(checkpoint)  # a kill may have come as the others were being removed
         return True
 
     # ---------------------------------------------------------------- the loop

@@ -187,3 +187,13 @@ def test_the_last_picture_is_made_after_a_kill_behind_the_last_checkpoint(tmp_pa
     picture.unlink()
     train_tiny(tmp_path / "run", images=64)
     assert picture.read_bytes() == before
+
+
+def test_what_a_kill_left_of_an_older_checkpoint_goes(tmp_path):
+    """A kill may come as the older one is being removed, behind the last checkpoint of a run."""
+    train_tiny(tmp_path / "run", images=64)
+    half = tmp_path / "run" / "checkpoints" / "000000000000-00"
+    half.mkdir()
+    (half / "state.pt").write_text("half")
+    train_tiny(tmp_path / "run", images=64)
+    assert [path.name for path in half.parent.iterdir()] == ["000000000064-01"]
