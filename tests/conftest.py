@@ -3,6 +3,7 @@ tries a few inputs, or many where HYPOTHESIS_PROFILE=long is set."""
 
 import os
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -20,3 +21,11 @@ settings.register_profile(
 )
 settings.register_profile("long", max_examples=3_000, deadline=None, suppress_health_check=slow)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
+
+
+@pytest.fixture(scope="session")
+def laboratory(tmp_path_factory):
+    """The shipped configs, shrunken, and what was made of them (tests/helpers/laboratory.py)."""
+    from tests.helpers.laboratory import Laboratory
+
+    return Laboratory(tmp_path_factory.mktemp("laboratory"))

@@ -31,21 +31,36 @@ def shrunken(values: Any, key: str = "") -> Any:
     return min(values, SIZES[key]) if key in SIZES else values
 
 
-def small_configs(folder: Path, dataset: str = "digits") -> dict[str, Config]:
+def small_configs(folder: Path, dataset: str = "digits", **changes: Any) -> dict[str, Config]:
     """The configs of a data set, shrunken, as files in folder/configs/DATASET; what they make goes
-    to folder/runs."""
+    to folder/runs. changes: values of keys, wherever they are."""
     configs = read_configs(dataset, str(folder / "runs"))
     place = folder / "configs" / dataset
     place.mkdir(parents=True)
     small = {}
     for name, config in configs.items():
-        values = shrunken(config.values)
+        values = _changed(shrunken(config.values), changes)
         file = place / f"{name}.yaml"
         file.write_text(yaml.safe_dump(values, sort_keys=False))
         small[name] = Config(file, config.kind, [], values)
     return small
 
 
-def small_planner(folder: Path) -> Planner:
+def _changed(values: Any, changes: dict) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {k: changes[k] if k in changes else _changed(v, changes) for k, v in values.items()}
+
+
+def small_planner(folder: Path, **changes: Any) -> Planner:
     """The planner of `small_configs`; nothing ships."""
-    return Planner(small_configs(folder), None)
+    return Planner(small_configs(folder, **changes), None)
+
+
+def configs_of_methods(planner: Planner) -> dict[str, str]:
+    """The first run of each method, by the method's name."""
+    found: dict[str, str] = {}
+    for name, config in planner.configs.items():
+        if config.kind == "run":
+            found.setdefault(config.values["method"]["name"], name)
+    return found

@@ -15,15 +15,16 @@ FREE = {"seconds", "images_per_second", "seconds_per_image", "peak_memory_bytes"
         "state.pt", "price.json"}  # fmt: skip
 
 
-def differences(one: Path, two: Path) -> list[str]:
-    """A line for each file that is not the same in both, or in one alone. A lock is no file."""
-    found = []
+def differences(one: Path, two: Path, free: frozenset[str] | set[str] = frozenset()) -> list[str]:
+    """A line for each file that is not the same in both, or in one alone. A lock is no file. free:
+    keys that may differ besides FREE."""
+    found, free = [], FREE | free
     names = {_name(file, folder) for folder in (one, two) for file in _files(folder)}
     for name in sorted(names):
         a, b = one / name, two / name
         if not (a.is_file() and b.is_file()):
             found.append(f"{name} is in {'the first' if a.is_file() else 'the second'} alone")
-        elif a.read_bytes() != b.read_bytes() and not _equal(_content(a), _content(b)):
+        elif a.read_bytes() != b.read_bytes() and not _equal(_content(a, free), _content(b, free)):
             found.append(f"{name} differs")
     return found
 
@@ -36,16 +37,16 @@ def _name(file: Path, folder: Path) -> str:
     return str(file.relative_to(folder))
 
 
-def _content(file: Path) -> Any:
-    """What a file says, without FREE; None for a kind that only its bytes are compared of."""
+def _content(file: Path, free: set[str]) -> Any:
+    """What a file says, without `free`; None for a kind that only its bytes are compared of."""
     if file.suffix == ".json":
-        return _fixed(json.loads(file.read_text()))
+        return _fixed(json.loads(file.read_text()), free)
     if file.suffix == ".jsonl":
-        return [_fixed(json.loads(line)) for line in file.read_text().splitlines()]
+        return [_fixed(json.loads(line), free) for line in file.read_text().splitlines()]
     if file.suffix == ".yaml":
-        return _fixed(yaml.safe_load(file.read_text()))
+        return _fixed(yaml.safe_load(file.read_text()), free)
     if file.suffix == ".pt":
-        return _fixed(torch.load(file, map_location="cpu", weights_only=True))
+        return _fixed(torch.load(file, map_location="cpu", weights_only=True), free)
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as opened:
             about = {k: v for k, v in (opened.metadata() or {}).items() if k != "about"}
@@ -53,10 +54,10 @@ def _content(file: Path) -> Any:
     return None
 
 
-def _fixed(value: Any) -> Any:
+def _fixed(value: Any, free: set[str]) -> Any:
     if isinstance(value, dict):
-        return {key: _fixed(inner) for key, inner in value.items() if key not in FREE}
-    return [_fixed(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {key: _fixed(inner, free) for key, inner in value.items() if key not in free}
+    return [_fixed(inner, free) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _equal(a: Any, b: Any) -> bool:
