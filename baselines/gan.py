@@ -20,11 +20,11 @@ class GANConfig(MethodConfig):
 
     critic: ConvolutionalConfig = ConvolutionalConfig()
     """the critic's size"""
-    critic_lr: float = Field(default=2e-4, gt=0, allow_inf_nan=False)
+    critic_lr: float = Field(default=2e-4, gt=0, le=1e30)
     """the critic's learning rate, falling linearly to 0 over the budget"""
-    gamma_start: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    gamma_start: float = Field(default=1.0, ge=1e-9, le=1e9)
     """weight of the gradient penalties at first, falling geometrically over the budget"""
-    gamma_end: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    gamma_end: float = Field(default=0.1, ge=1e-9, le=1e9)
     """that weight at the end"""
 
 

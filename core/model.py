@@ -26,9 +26,10 @@ from core.diffusion.parameterisations import (
 )
 from core.diffusion.paths import PATHS, Path, make_path
 from core.diffusion.tables import BetaTable
+from core.errors import UserError
 from core.networks import NetworkConfig
 from core.networks.unet import UNetConfig
-from core.setting import Setting
+from core.setting import Setting, Steps
 
 
 def _kind_of_path(value: Any) -> str:
@@ -50,7 +51,7 @@ class ModelConfig(Strict):
     """alpha and sigma over time: a name, or a table of betas"""
     prediction: Prediction | Literal["mean-velocity"] = "v"
     """what the network's output means"""
-    discrete_steps: int | None = Field(default=None, ge=1)
+    discrete_steps: Steps | None = None
     """train at the times k / discrete_steps only; null: at all times"""
     autocast: bool = False
     """run the network in bfloat16 where PyTorch deems it safe"""
@@ -60,9 +61,9 @@ class ModelSpec(ModelConfig):
     """All that a Model is but its weights."""
 
     prediction: PredictionConfig = "v"
-    channels: int
-    side: int
-    num_classes: int
+    channels: int = Field(ge=1, le=4096)
+    side: int = Field(ge=1, le=4096)
+    num_classes: int = Field(ge=0, le=1_000_000)
     codec: Literal[tuple(CODECS)] = "pixels"
     sampling: Setting | None = None
     """how it is meant to be sampled; null: as its parameterisation suggests"""
@@ -83,7 +84,17 @@ class ModelSpec(ModelConfig):
         return CODECS[self.codec].shape(self.channels, self.side)
 
     def build(self) -> Model:
-        """A freshly initialised Model; raises UserError if the images do not fit the network."""
+        """A freshly initialised Model.
+
+        Raises:
+            UserError: the images do not fit the network, or it is told a second time that the
+                prediction has not, or the reverse.
+        """
+        if self.network.second_time != make_parameterisation(self.prediction).second_time:
+            raise UserError(
+                "model.prediction=mean-velocity and model.network.second_time=true belong together: "
+                f"they are {self.prediction} and {str(self.network.second_time).lower()}"
+            )
         return Model(self.network.build(self.channels, self.side, self.num_classes), self)
 
 

@@ -12,7 +12,22 @@ from accelerate import PartialState
 from accelerate.utils import gather, reduce
 from torch import Tensor, nn
 
-from core.errors import UserError
+from core.errors import UserError, nearest
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def check_device(name: str) -> None:
+    """Raises UserError where this machine has no device of that name, such as "cuda:1"."""
+    kind, colon, number = name.partition(":")
+    if kind not in DEVICES or (colon and not number.isdecimal()):
+        raise UserError(f"unknown device '{name}'{nearest(kind, DEVICES)}")
+    count = 1
+    if kind != "cpu":
+        here = torch.accelerator.current_accelerator()
+        count = torch.accelerator.device_count() if here and here.type == kind else 0
+    if int(number or 0) >= count:
+        raise UserError(f"device '{name}' is not here: cpu always is, and null takes the best one")
 
 
 def start_processes(cpu: bool = False) -> PartialState:

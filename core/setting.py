@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -10,6 +10,10 @@ from core.config import Strict
 
 Threshold = Literal["none", "static", "static-x0", "dynamic"]
 THRESHOLD_NAMES: tuple[str, ...] = get_args(Threshold)
+MOST_STEPS = 1_000_000
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+GuidanceScale = Annotated[float, Field(ge=-1000, le=1000)]
+Option = Annotated[float, Field(ge=-1000, le=1000)]
 
 
 class Setting(Strict):
@@ -17,15 +21,15 @@ class Setting(Strict):
 
     sampler: str
     """name of a solver (core/sampling/solvers)"""
-    steps: int = Field(ge=1)
+    steps: Steps
     """intervals of the time grid"""
     grid: str | None = None
     """spacing of the times (core/diffusion/grids.py); null: the sampler's own"""
-    guidance_scale: float = Field(default=1.0, allow_inf_nan=False)
+    guidance_scale: GuidanceScale = 1.0
     """weight of classifier-free guidance; 1.0 is off"""
     threshold: Threshold = "none"
     """clipping of the guess of x0 at every step"""
-    options: dict[str, float] = {}
+    options: dict[str, Option] = {}
     """the sampler's own options, such as eta of ddim"""
 
     def key(self) -> tuple:

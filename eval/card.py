@@ -23,7 +23,7 @@ from core.config import Strict, parse
 from core.errors import UserError
 from core.files import read_text
 from core.runs import Load
-from core.setting import Threshold
+from core.setting import GuidanceScale, Option, Steps, Threshold
 from eval.curves.series import by_protocol, measured
 from eval.curves_file import read_rows
 from eval.rows import Count, Positive, Real, Row, Whole, earlier_versions, said
@@ -39,7 +39,7 @@ class Expected(Strict):
     model_config = ConfigDict(extra="ignore")
 
     sampler: str
-    steps: Count
+    steps: Steps
     n: Count
     seed: int
     extractor: str
@@ -48,10 +48,10 @@ class Expected(Strict):
     """what a deviation is measured in"""
     sets: Count = 1
     resamples: Whole = 20
-    guidance_scale: Real | None = None
+    guidance_scale: GuidanceScale | None = None
     threshold: Threshold | None = None
     grid: str | None = None
-    options: dict[str, Real] = {}
+    options: dict[str, Option] = {}
     nfe: Positive | None = None
     metric: str = "Fréchet distance"
     ema: str | None = None

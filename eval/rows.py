@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_vali
 from core.config import Strict
 from core.errors import UserError
 from core.sampling.solvers import OLD_NAMES
-from core.setting import Setting, Threshold
+from core.setting import GuidanceScale, Option, Setting, Steps, Threshold
 from eval.settings import normal
 
 FULL_FID = 50_000  # the n that an FID without an n in its name has
@@ -56,10 +56,10 @@ class Row(Strict):
     run: str
     teacher: str | None = None
     sampler: str | None
-    steps: Count | None = None
+    steps: Steps | None = None
     nfe: Positive | None = None
     """network evaluations per image, counted"""
-    guidance_scale: Real | None = None
+    guidance_scale: GuidanceScale | None = None
     metric: str
     """FID, or FD in other features than Inception's"""
     fid: float
@@ -95,7 +95,7 @@ class Row(Strict):
     """images that the classifier counts to each class"""
     samples: str | None = None
     """picture of the first samples, relative to the curves file"""
-    options: dict[str, Real] = {}
+    options: dict[str, Option] = {}
     """the sampler's own options"""
     sets: Count = 1
     """sets of n images, whose mean fid is"""

@@ -10,6 +10,7 @@ from core.data.pairs import PairSource
 from core.diffusion.losses import Distance, distance
 from core.diffusion.times import on_grid
 from core.model import Model
+from core.setting import Steps
 from core.training.method import (
     Context,
     Loss,
@@ -29,11 +30,11 @@ class FlowDistillationConfig(MethodConfig):
     """folder of stored pairs, usually of the run named in init"""
     init: str
     """run that the student starts from"""
-    steps: int = Field(default=1, ge=1)
+    steps: Steps = 1
     """k"""
     distance: Distance = "squared"
     """between images: squared, or pseudo-huber with c = huber sqrt(dimension)"""
-    huber: float = Field(default=0.00054, gt=0, allow_inf_nan=False)
+    huber: float = Field(default=0.00054, ge=1e-9, le=1e6)
     """of pseudo-huber"""
 
 

@@ -33,9 +33,9 @@ class MeanFlowConfig(MethodConfig):
     """how each of the two times is drawn; the later one is t, the earlier one s"""
     unequal: float = Field(default=0.25, ge=0, le=1)
     """share of the batch with s < t; at s = t the loss is that of flow matching"""
-    power: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    power: float = Field(default=1.0, ge=0, le=10)
     """p of the adaptive weight 1 / (||error||^2 + c)^p; 0: the squared error itself"""
-    offset: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    offset: float = Field(default=1e-3, ge=1e-9, le=1e9)
     """c of the adaptive weight"""
     derivative: Derivative = "forward"
     """of the network along the flow: forward-mode, or a central difference of two evaluations"""

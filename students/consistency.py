@@ -17,6 +17,7 @@ from core.diffusion.parameterisations import ConsistencyFunction
 from core.diffusion.paths import expand
 from core.model import Model
 from core.networks.dropout import same_dropout
+from core.setting import MOST_STEPS
 from core.training.method import (
     Context,
     Loss,
@@ -42,24 +43,24 @@ class ConsistencyConfig(MethodConfig):
     """solver of the teacher's ODE"""
     grid: Literal[GRID_NAMES] = "time"
     """spacing of the discretisation (core/diffusion/grids.py)"""
-    steps_start: int = Field(default=18, ge=2)
+    steps_start: int = Field(default=18, ge=2, le=MOST_STEPS)
     """discretisation steps N at first, doubling as the budget is spent"""
-    steps_end: int = Field(default=18, ge=2)
+    steps_end: int = Field(default=18, ge=2, le=MOST_STEPS)
     """largest N; equal to steps_start: fixed, as in the paper's distillation"""
-    target_half_life: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    target_half_life: float = Field(default=0.0, ge=0, le=1e30)
     """images of the target network's average; 0: the student itself, without gradient"""
     distance: Distance = "pseudo-huber"
     """between images: pseudo-huber, with c = huber sqrt(dimension), or squared"""
-    huber: float = Field(default=0.00054, gt=0, allow_inf_nan=False)
+    huber: float = Field(default=0.00054, ge=1e-9, le=1e6)
     """of pseudo-huber"""
     weight: Literal["uniform", "inverse-gap", "output"] = "output"
     """inverse-gap: 1 / (t_{n+1} - t_n); output: the distance between network outputs F in place of
     images, 1 / c_out of each side"""
-    t_min: float = Field(default=0.0, ge=0, lt=1)
+    t_min: float = Field(default=0.0, ge=0, le=0.5)
     """time of the boundary, where f = x"""
-    sigma_data: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    sigma_data: float = Field(default=1.0, ge=1e-6, le=1e6)
     """standard deviation of the data, for the boundary's scalings"""
-    conversion_share: float = Field(default=0.2, gt=0, allow_inf_nan=False)
+    conversion_share: float = Field(default=0.2, ge=1e-6, le=1e6)
     """budget, relative to that of distillation, of the stage before it that a teacher which does
     not predict v needs"""
 

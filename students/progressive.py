@@ -15,6 +15,7 @@ from core.diffusion.parameterisations import from_denoised
 from core.diffusion.paths import expand
 from core.diffusion.times import on_grid
 from core.model import Model
+from core.setting import Steps
 from core.training.method import (
     Context,
     Loss,
@@ -37,17 +38,17 @@ class ProgressiveConfig(MethodConfig):
 
     teacher: str
     """run, folder or hub id of the teacher"""
-    start_steps: int = Field(default=64, ge=1)
+    start_steps: Steps = 64
     """steps of the first student, halved from stage to stage"""
-    end_steps: int = Field(default=1, ge=1)
+    end_steps: Steps = 1
     """steps of the last student"""
     prediction: Literal["v", "x0"] = "v"
     """what the students predict"""
     weight: Weighting = "truncated-snr"
     """weight of the squared error over noise levels (core/diffusion/losses.py)"""
-    last_share: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    last_share: float = Field(default=2.0, ge=1e-6, le=1e6)
     """budget of each of the last two stages, relative to the others"""
-    conversion_share: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    conversion_share: float = Field(default=1.0, ge=1e-6, le=1e6)
     """likewise of the stage that turns a teacher of another prediction into the students'"""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from core.data import Batch, ImageSource
 from core.diffusion.losses import Weighting, loss_weight
-from core.diffusion.parameterisations import from_denoised
+from core.diffusion.parameterisations import PREDICTIONS, from_denoised
 from core.diffusion.times import TimeConfig, make_time_sampler, on_grid
 from core.errors import UserError
 from core.model import Model
@@ -32,7 +32,7 @@ class DDPMConfig(MethodConfig):
 
     weight: Weighting = "simple"
     """weight of the squared error over noise levels (core/diffusion/losses.py)"""
-    gamma: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    gamma: float = Field(default=5.0, gt=0, le=1e9)
     """largest weight of min-snr"""
     label_dropout: float = Field(default=0.0, ge=0, lt=1)
     """share of labels replaced by the null label, which classifier-free guidance needs"""
@@ -56,6 +56,11 @@ class DDPM(Method):
             raise UserError(
                 "method.weight=truncated-snr is unbounded for model.prediction=eps: "
                 "use prediction v or x0"
+            )
+        if model.spec.prediction not in PREDICTIONS:
+            raise UserError(
+                f"model.prediction={model.spec.prediction}: a teacher predicts one of "
+                f"{', '.join(PREDICTIONS)}"
             )
         self.config, self.source = config, source
         self.roles = {"student": Role(model)}

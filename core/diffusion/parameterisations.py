@@ -18,6 +18,7 @@ from torch import Tensor
 
 from core.config import Strict
 from core.diffusion.paths import Path, expand
+from core.errors import UserError
 
 Prediction = Literal["eps", "x0", "v", "u"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
@@ -30,7 +31,7 @@ class Denoised(NamedTuple):
     eps: Tensor
 
 
-class SingularTime(ValueError):
+class SingularTime(UserError, ValueError):
     """A conversion was asked for at a time where it would divide by zero."""
 
 
@@ -102,7 +103,7 @@ class ConsistencyFunction(Strict):
     name: Literal["consistency"] = "consistency"
     t_min: float = Field(default=0.0, ge=0, lt=1)
     """time of the boundary, where f = x"""
-    sigma_data: float = Field(default=1.0, gt=0)
+    sigma_data: float = Field(default=1.0, ge=1e-6, le=1e6)
     """standard deviation of the data"""
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,11 +28,11 @@ class BetaTable(Strict):
     """the path's kind"""
     schedule: Schedule
     """how beta grows"""
-    steps: int = 1000
+    steps: int = Field(default=1000, ge=2, le=1_000_000)
     """T, the number of betas"""
-    first: float = 1e-4
+    first: float = Field(default=1e-4, ge=0, le=1)
     """beta at the first step, where the schedule has it as a parameter"""
-    last: float = 0.02
+    last: float = Field(default=0.02, ge=0, le=1)
     """beta at the last step, likewise"""
     betas: tuple[float, ...] | None = None
     """the betas themselves, for schedule: given"""
@@ -46,8 +46,6 @@ class BetaTable(Strict):
             raise ValueError("betas are given exactly when schedule is given")
         if self.betas is not None and len(self.betas) != self.steps:
             raise ValueError(f"{len(self.betas)} betas for steps = {self.steps}")
-        if self.steps < 2:
-            raise ValueError(f"steps = {self.steps}: a table has at least 2")
         betas = self._plain_betas()
         if not bool(
             ((betas > 0) & (betas < 1)).all() if self.zero_terminal_snr else self._ordered(betas)

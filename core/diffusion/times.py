@@ -26,11 +26,11 @@ class TimeConfig(Strict):
     name: Literal["uniform", "logit-normal", "u-shaped"] = "uniform"
     """logit-normal: sigmoid(N(mean, std^2)) (Esser et al. 2024); u-shaped: density proportional to
     e^{a t} + e^{a (1 - t)} (Lee et al. 2024, for reflow)"""
-    mean: float = 0.0
+    mean: float = Field(default=0.0, ge=-20, le=20)
     """of logit-normal"""
-    std: float = Field(default=1.0, gt=0)
+    std: float = Field(default=1.0, gt=0, le=20)
     """of logit-normal"""
-    a: float = Field(default=4.0, gt=0)
+    a: float = Field(default=4.0, ge=1e-3, le=20)
     """of u-shaped"""
 
 

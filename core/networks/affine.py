@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from core.networks.base import NetworkBase
@@ -16,7 +17,7 @@ class AffineConfig(NetworkBase):
 
     name: Literal["affine"] = "affine"
     """the network's kind"""
-    latent: int = 32
+    latent: int = Field(default=32, ge=1)
     """directions with a scale of their own; all others share one"""
     conditional: bool = True
     """one map per class of data that has any"""

@@ -28,11 +28,13 @@ SLOPE = 0.2  # of the leaky ReLU
 class ConvolutionalConfig(Strict):
     """The size of a convolutional network."""
 
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(64, 128), min_length=1)
+    widths: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = Field(
+        default=(64, 128), min_length=1, max_length=10
+    )
     """channels at each level, finest first"""
-    blocks: int = Field(default=2, ge=1)
+    blocks: int = Field(default=2, ge=1, le=100)
     """residual blocks per level"""
-    patch: int = Field(default=1, ge=1)
+    patch: int = Field(default=1, ge=1, le=4096)
     """pixel-shuffle factor at the image's end"""
     dropout: ClassVar[float] = 0.0
     second_time: ClassVar[bool] = False
@@ -54,8 +56,8 @@ class GeneratorConfig(ConvolutionalConfig, NetworkBase):
     has any."""
 
     name: Literal["generator"] = "generator"
-    """the network\'s kind"""
-    latent: int = 64
+    """the network's kind"""
+    latent: int = Field(default=64, ge=1)
     """numbers of noise that are used"""
     conditional: bool = True
     """embed the labels of data that has any"""
@@ -68,8 +70,8 @@ class AutoencoderConfig(ConvolutionalConfig, NetworkBase):
     """A generator with an encoder that mirrors it."""
 
     name: Literal["autoencoder"] = "autoencoder"
-    """the network\'s kind"""
-    latent: int = 32
+    """the network's kind"""
+    latent: int = Field(default=32, ge=1)
     """numbers of the code"""
     conditional: bool = True
     """embed the labels of data that has any"""

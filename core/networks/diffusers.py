@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from core.errors import UserError
 from core.networks.base import NetworkBase
+from core.setting import MOST_STEPS
 
 MISSING = "the package diffusers is not installed (pip install diffusers)"
 
@@ -35,7 +36,7 @@ class DiffusersConfig(NetworkBase):
     """of the model in diffusers"""
     config: dict[str, Any]
     """its own config, as in its config.json"""
-    steps: int = 1000
+    steps: int = Field(default=1000, ge=1, le=MOST_STEPS)
     """T of the table it was trained on, whose entry k it is told where t = (k + 1) / T"""
     null_label: bool = False
     """whether the last class of a UNet2DModel is the null label (a DiT has one besides its

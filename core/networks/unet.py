@@ -13,7 +13,7 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,24 +28,33 @@ class UNetConfig(NetworkBase):
 
     name: Literal["unet"] = "unet"
     """the network's kind"""
-    widths: tuple[Annotated[int, Field(ge=4)], ...] = Field(default=(64, 128), min_length=1)
+    widths: tuple[Annotated[int, Field(ge=4, le=8192)], ...] = Field(
+        default=(64, 128), min_length=1, max_length=10
+    )
     """channels at each level, finest first"""
-    blocks: int = Field(default=2, ge=1)
+    blocks: int = Field(default=2, ge=1, le=100)
     """residual blocks per level"""
-    attention: tuple[int, ...] = (1,)
+    attention: tuple[Annotated[int, Field(ge=0)], ...] = (1,)
     """levels with self-attention, 0 = finest"""
     head_width: int = Field(default=32, ge=1)
     """channels per attention head"""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """rate inside the residual blocks"""
-    patch: int = Field(default=1, ge=1)
+    patch: int = Field(default=1, ge=1, le=4096)
     """pixel-unshuffle factor at the door; 1 = none"""
     second_time: bool = False
     """embed a second time besides t, for flow maps"""
     conditional: bool = True
     """embed the labels of data that has any"""
-    time_scale: float = Field(default=1000.0, gt=0, allow_inf_nan=False)
+    time_scale: float = Field(default=1000.0, gt=0, le=1e6)
     """what times are multiplied by before they are embedded; the derivative in t grows with it"""
+
+    @field_validator("widths")
+    @classmethod
+    def _even(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if widths[0] % 2:
+            raise ValueError(f"the first, {widths[0]}, must be even: times are embedded in pairs")
+        return widths
 
     def build(self, channels: int, side: int, num_classes: int) -> UNet:
         """A freshly initialised network; raises UserError if images of this side do not fit it."""
@@ -198,6 +207,13 @@ class UNet(nn.Module):
             raise UserError(
                 f"network.attention names level {bad[0]}, but the levels are 0 to {len(widths) - 1}"
             )
+        for level in attention:
+            heads = max(1, widths[level] // head_width)
+            if head_width > widths[level] or widths[level] % heads:
+                raise UserError(
+                    f"network.head_width={head_width} does not divide the {widths[level]} channels "
+                    f"of level {level}, which network.attention names"
+                )
         self.channels, self.side, self.patch, self.num_classes = channels, side, patch, num_classes
         self.width, self.time_scale = widths[0], time_scale
         embedding = 4 * widths[0]

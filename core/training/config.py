@@ -13,6 +13,7 @@ from core.data import DataConfig
 from core.errors import UserError
 from core.files import read_text, write_text
 from core.model import ModelConfig
+from core.setting import Steps
 from core.training.method import Method, MethodConfig
 from core.training.roles import AverageConfig, OptimizerConfig
 
@@ -20,9 +21,9 @@ from core.training.roles import AverageConfig, OptimizerConfig
 class BudgetConfig(Strict):
     """The price of training, under which methods are compared: give exactly one key."""
 
-    images: int | None = Field(default=None, ge=1)
+    images: int | None = Field(default=None, ge=1, lt=2**53)
     """images seen"""
-    evals: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    evals: float | None = Field(default=None, gt=0, lt=2**53)
     """network evaluations, summed over images: forward 1, backward 2, every network counted, and
     what went into stored pairs"""
 
@@ -36,7 +37,7 @@ class BudgetConfig(Strict):
 class TrainConfig(Strict):
     """Batches and the seed."""
 
-    batch_size: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=128, ge=1, le=1_000_000)
     """images per optimiser step, over all processes"""
     accumulate: int = Field(default=1, ge=1)
     """micro-batches that a process cuts its share into"""
@@ -63,7 +64,7 @@ class LogConfig(Strict):
     """images per grid"""
     sampler: str | None = None
     """sampler of the grids; null: the one the model is meant for"""
-    steps: int | None = Field(default=None, ge=1)
+    steps: Steps | None = None
     """steps of the grids; null: those the model is meant for"""
     wandb: Literal["online", "offline"] | None = None
     """also log to Weights & Biases"""
@@ -74,7 +75,7 @@ class LogConfig(Strict):
 class RunConfig(Strict):
     """A training run. `parse_run_config` gives the section `method` its method's own type."""
 
-    run: str
+    run: str = Field(min_length=1)
     """folder of the run"""
     data: DataConfig
     """the data set"""

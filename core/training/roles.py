@@ -19,34 +19,35 @@ from core.config import Strict
 from core.model import Model
 from core.processes import average_gradients
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=0.999_999)]
+MOST = 1e30  # beyond it float32 soon overflows
 
 
 class OptimizerConfig(Strict):
     """AdamW, its rate and the clipping of gradients."""
 
-    lr: float = Field(default=2e-4, ge=0, allow_inf_nan=False)
+    lr: float = Field(default=2e-4, ge=0, le=MOST)
     """learning rate after the warm-up"""
     betas: tuple[Share, Share] = (0.9, 0.999)
     """decay of the running means of the gradient and of its square"""
-    eps: float = Field(default=1e-8, ge=0, allow_inf_nan=False)
+    eps: float = Field(default=1e-8, ge=1e-30, le=MOST)
     """added to the root of the running square"""
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e6)
     """decoupled weight decay"""
     warmup: int = Field(default=0, ge=0)
     """images over which the rate rises to lr"""
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """what the rate does over each stage; linear and cosine end at 0"""
-    clip: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    clip: float = Field(default=1.0, ge=0, le=MOST)
     """largest norm of the gradient; 0 = off"""
 
 
 class AverageConfig(Strict):
     """A moving average of the weights."""
 
-    half_life: float = Field(default=50_000, gt=0, allow_inf_nan=False)
+    half_life: float = Field(default=50_000, gt=0, le=MOST)
     """images after which a weight's influence has halved, once the warm-up is over"""
-    power: float | None = Field(default=2 / 3, gt=0, allow_inf_nan=False)
+    power: float | None = Field(default=2 / 3, gt=0, le=100)
     """warm-up of the decay by 1 - (1 + step)^-power (ema-pytorch's); null: none"""
 
 

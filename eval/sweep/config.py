@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import FiniteFloat, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from core.config import Strict
 from core.data import DataConfig
+from core.processes import check_device
 from core.sampling.solvers import make_sampler
-from core.setting import Setting, Threshold
+from core.setting import GuidanceScale, Option, Setting, Steps, Threshold
 from eval.settings import normal
+
+
+Name = Annotated[str, Field(min_length=1)]
 
 
 class SweepEntry(Strict):
@@ -20,30 +24,23 @@ class SweepEntry(Strict):
     here. A sampler that is named begins with everything off that is not given.
     """
 
-    run: str
+    run: Name
     """folder, or name of a published checkpoint"""
     weights: Literal["ema", "raw"] = "ema"
-    method: str | None = None
+    method: Name | None = None
     """what the rows call it; null: the method named in the run's config"""
-    samplers: tuple[str, ...] | None = None
+    samplers: tuple[str, ...] | None = Field(default=None, min_length=1)
     """null: the model's own"""
-    steps: tuple[int, ...] | None = None
+    steps: tuple[Steps, ...] | None = Field(default=None, min_length=1)
     """null: the model's own"""
-    guidance_scales: tuple[FiniteFloat, ...] | None = None
+    guidance_scales: tuple[GuidanceScale, ...] | None = Field(default=None, min_length=1)
     """weights of classifier-free guidance; 1.0 is off"""
     threshold: Threshold | None = None
     """clipping of the guess of x0 at every step"""
     grid: str | None = None
     """spacing of the times; null: the sampler's own"""
-    options: dict[str, FiniteFloat] = {}
+    options: dict[str, Option] = {}
     """the samplers' own options, such as eta of ddim"""
-
-    @field_validator("steps")
-    @classmethod
-    def _steps(cls, steps: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if steps is not None and min(steps, default=0) < 1:
-            raise ValueError("every number of steps must be at least 1")
-        return steps
 
     @field_validator("samplers")
     @classmethod
@@ -70,31 +67,31 @@ class SweepEntry(Strict):
 class SweepConfig(Strict):
     """Which runs are measured, with what, and where the rows go."""
 
-    out: str
+    out: Name
     """the curves file"""
     runs: str | None = None
     """folder that the entries' runs are relative to; null: the current one. What is not there, such
     as a published checkpoint's name, is looked for as it is written"""
-    extractor: str | tuple[str, ...]
+    extractor: str | Annotated[tuple[str, ...], Field(min_length=1)]
     """feature extractor, or several, which share the samples"""
     extractor_weights: str | None = None
     """weights file for Inception"""
     reference: Literal["train", "test"] = "train"
     """the split compared with"""
-    n: int
+    n: int = Field(ge=4, le=10_000_000)
     """images per set"""
-    sets: int = 1
+    sets: int = Field(default=1, ge=1, le=1000)
     """disjoint sets of n, whose mean and standard deviation are reported from 3 on"""
-    bootstrap: int = 20
+    bootstrap: int = Field(default=20, ge=0, le=100_000)
     """resamples for the error bar of a single set; 0: none"""
-    extrapolate: int = 0
+    extrapolate: int = Field(default=0, ge=0, le=1000)
     """points of the line that fid_infinity is the intercept of; 0: off. Rows measured before get it
     where their features were kept, and else stay as they are"""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """sample i depends on (seed, i) alone"""
-    batch_size: int = 256
+    batch_size: int = Field(default=256, ge=1, le=1_000_000)
     """images per batch; it falls where memory does not suffice"""
-    keep_samples: int = 16
+    keep_samples: int = Field(default=16, ge=0, le=10_000)
     """first images of every row, kept as a picture beside `out`"""
     keep_features: bool = False
     """keep every point's features in features/ beside `out`, from where later sweeps take them in
@@ -106,36 +103,33 @@ class SweepConfig(Strict):
     compile: bool = False
     """run the networks through torch.compile, which costs a minute at the start and speeds up long
     sweeps; the rows name it with the device, since it changes the last bits"""
-    cache: str = "runs/.cache/reference"
+    cache: Name = "runs/.cache/reference"
     """folder of the reference's features"""
     data: DataConfig | None = None
     """what runs are compared with that do not know what they were trained on, such as published
     checkpoints; a run that knows must have the same"""
-    entries: tuple[SweepEntry, ...]
+    entries: tuple[SweepEntry, ...] = Field(min_length=1)
     """what is measured"""
+
+    @field_validator("device")
+    @classmethod
+    def _here(cls, device: str | None) -> str | None:
+        if device is not None:
+            check_device(device)
+        return device
 
     @model_validator(mode="after")
     def _sensible(self) -> SweepConfig:
-        if self.n < 4:
-            raise ValueError(f"n = {self.n}: a set needs at least 4 images")
-        if self.sets < 1 or self.sets == 2:
-            raise ValueError(
-                f"sets = {self.sets}: 1 (with a bootstrapped error bar), or at least 3"
-            )
-        if self.bootstrap < 0 or self.bootstrap == 1:
-            raise ValueError(
-                f"bootstrap = {self.bootstrap}: 0 (no error bar), or at least 2 resamples"
-            )
-        if self.extrapolate < 0 or self.extrapolate in (1, 2):
+        if self.sets == 2:
+            raise ValueError("sets = 2: 1 (with a bootstrapped error bar), or at least 3")
+        if self.bootstrap == 1:
+            raise ValueError("bootstrap = 1: 0 (no error bar), or at least 2 resamples")
+        if self.extrapolate in (1, 2):
             raise ValueError(
                 f"extrapolate = {self.extrapolate}: 0 (off), or at least 3 points of a line"
             )
-        if self.batch_size < 1 or self.keep_samples < 0:
-            raise ValueError("batch_size must be at least 1 and keep_samples at least 0")
         if len(set(self.extractors)) < len(self.extractors):
             raise ValueError(f"extractor names one twice: {', '.join(self.extractors)}")
-        if not self.entries:
-            raise ValueError("entries is empty: nothing to measure")
         return self
 
     @property

@@ -58,7 +58,7 @@ def kill_in_two(
     process.wait(PATIENCE)
     seconds = time.monotonic() - begun  # of them some are the processes' end
     if process.returncode:
-        raise SystemExit(f"{subject.name} in two processes failed: {log.read_text()[-2000:]}")
+        raise SystemExit(f"{subject.name} in two processes failed: {log.read_text()[:20_000]}")
     folder.rename(alone)
     while tally["kills"] < kills:
         shutil.rmtree(folder, ignore_errors=True)
@@ -75,7 +75,7 @@ def kill_in_two(
         process.wait(PATIENCE)
         _wait(lambda: _gone(ranks))
         code = _start(subject, folder, log).wait(PATIENCE)
-        found = differences(alone, folder) if code == 0 else [log.read_text()[-1000:]]
+        found = differences(alone, folder) if code == 0 else [log.read_text()[-20_000:]]
         tally["resumed"] += code == 0
         tally["losses"] += code != 0
         tally["differences"] += code == 0 and bool(found)

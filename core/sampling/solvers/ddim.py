@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
+from core.errors import UserError
 from core.noise import Noise
 from core.sampling.denoisers import Denoiser
 from core.sampling.solvers.common import Callback, draw, intervals, report
@@ -28,6 +29,8 @@ def ddim(
     variance "small" exactly DDPM's posterior (Ho et al. 2020, eq. 7); with "large" its other
     choice, beta_t, for the noise alone. Order 1.
     """
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta = {eta:g}: from 0, which adds no noise, to 1, which is ancestral")
     x = noise
     for step in intervals(denoiser.path, grid):
         a, b = step.a, step.b

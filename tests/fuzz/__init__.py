@@ -1,0 +1,1 @@
+"""Valid configs with random mistakes in them."""

@@ -1,0 +1,186 @@
+"""Every config class under random mistakes: a config, or one line that says which key. What parses
+is built and tried for one step, which works or is refused in one line too.
+
+HYPOTHESIS_PROFILE=long tries many more.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lab
+from core.config import dump_config, parse, read_config
+from core.data import DataConfig
+from core.errors import UserError
+from core.noise import Noise
+from core.pairs import generate_pairs
+from core.sampling.sample import labels_in_turn, sample
+from core.setting import Setting
+from core.training.config import check_run_folder, parse_run_config
+from core.training.method import Context
+from core.training.trainer import Trainer
+from eval.sweep.config import SweepConfig
+from eval.sweep.points import PointSampler
+from scripts.pairs_config import PairsConfig
+from tests.fuzz.mistakes import Enough, with_mistakes, works_or_one_line
+
+pytestmark = pytest.mark.timeout(7200)  # the long profile takes its time
+SHORT = settings.get_profile("short").max_examples
+EXAMPLES = settings.default.max_examples
+
+
+def examples(share: float) -> settings:
+    """Of the profile's number of inputs this share: some take longer than others."""
+    return settings(max_examples=max(5, round(EXAMPLES * share)))
+
+
+@pytest.fixture
+def away(tmp_path, monkeypatch) -> Path:
+    """The current folder: mistakes in names of folders lead nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def enough(*_: object, **__: object) -> None:
+    raise Enough
+
+
+def one_step(values: dict, method: str) -> None:
+    """Builds the method and its trainer, and takes a step of training."""
+    cls = lab.method_class(method)
+    config = parse_run_config(values, cls, "test")
+    yaml.safe_load(dump_config(config))
+    check_run_folder(config, Path(config.run))
+    accelerator = Accelerator(cpu=True)
+    context = Context(config.data, config.model, config.train.seed, accelerator.device, lab.load)
+    built = cls.from_config(config.method, context)
+    trainer = Trainer(config, built, accelerator)
+    if not trainer.stages:
+        return
+    trainer._begin_stage()
+    trainer.folder.mkdir(parents=True)  # where the batch goes that made it diverge
+    try:
+        for _ in range(2):
+            trainer._step()
+    finally:
+        shutil.rmtree(trainer.folder)
+    for role in built.roles.values():
+        for name, tensor in role.network.state_dict().items():
+            assert torch.isfinite(tensor).all(), f"{name} is not finite, and nothing was said"
+
+
+@pytest.mark.parametrize("method", lab.METHODS)
+def test_runs(laboratory, away, method):
+    laboratory.needs(method)
+    cls = lab.method_class(method)
+    config = parse_run_config(read_config(laboratory.file(method)), cls, "test")
+    whole = yaml.safe_load(dump_config(config)) | {"run": str(away / "run")}
+    assert works_or_one_line(lambda: one_step(whole, method))
+
+    @examples(0.15)
+    @given(with_mistakes(whole))
+    def tried(values: dict) -> None:
+        with torch.random.fork_rng():
+            works_or_one_line(lambda: one_step(values, method))
+        assert not (away / "run").exists()
+
+    tried()
+
+
+def test_sweeps(laboratory, away, monkeypatch):
+    monkeypatch.setattr(PointSampler, "_batch", enough)
+    run = str(laboratory.made("ddpm"))
+    values = {"out": str(away / "curves.jsonl"), "extractor": "digits-cnn", "n": 8, "runs": None,
+              "cache": laboratory.cache, "device": "cpu", "data": {"name": "digits"},
+              "entries": [{"run": run, "samplers": ["ddim"], "steps": [1, 2],
+                           "guidance_scales": [1.0], "options": {"eta": 0.0}}]}  # fmt: skip
+    whole = yaml.safe_load(dump_config(parse(SweepConfig, values, "test")))
+    assert works_or_one_line(lambda: lab.measure(parse(SweepConfig, whole, "test")))
+
+    @examples(0.5)
+    @given(with_mistakes(whole))
+    def tried(values: dict) -> None:
+        with suppress(FileNotFoundError):
+            (away / "curves.jsonl").unlink()
+        works_or_one_line(lambda: lab.measure(parse(SweepConfig, values, "test")))
+
+    tried()
+
+
+def test_pairs(laboratory, away, monkeypatch):
+    run = lab.load(laboratory.made("rectified-flow"))
+    monkeypatch.setattr("core.pairs.save_file", enough)
+    values = {"run": "run", "out": "pairs", "count": 4, "steps": 2, "shard": 2}
+    whole = yaml.safe_load(dump_config(parse(PairsConfig, values, "test")))
+
+    def act(values: dict) -> None:
+        config = parse(PairsConfig, values, "test")
+        generate_pairs(run, away / "pairs", **config.model_dump(exclude={"run", "out", "weights"}))
+
+    assert works_or_one_line(lambda: act(whole))
+
+    @examples(0.5)
+    @given(with_mistakes(whole))
+    def tried(values: dict) -> None:
+        shutil.rmtree(away / "pairs", ignore_errors=True)
+        works_or_one_line(lambda: act(values))
+        assert not list(away.rglob("*.partial"))
+
+    tried()
+
+
+@pytest.mark.parametrize("method", lab.METHODS)
+def test_settings(laboratory, away, method):
+    """What is sampled is finite, or refused."""
+    run = lab.load(laboratory.made(method))
+    model, indices = run.model, torch.arange(2)
+    whole = run.spec.setting.model_dump(mode="json") | {"options": {"eta": 0.5}, "steps": 1}
+
+    def act(values: dict) -> None:
+        setting = parse(Setting, values, "test")
+        calls = 0
+
+        def count(progress) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 20:
+                raise Enough
+
+        x = sample(model, setting, Noise(0, indices), labels_in_turn(run.spec, indices), count)
+        with pytest.raises(UserError) if not torch.isfinite(x).all() else suppress():
+            lab.sample(run, setting, n=2)
+
+    @examples(0.15)
+    @given(with_mistakes(whole))
+    def tried(values: dict) -> None:
+        works_or_one_line(lambda: act(values))
+
+    tried()
+
+
+def test_data(away):
+    from PIL import Image
+
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        (away / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 7)).save(away / "pictures" / name)
+    values = {"name": "folder", "root": str(away / "pictures"), "side": 8}
+    whole = parse(DataConfig, values, "test").model_dump(mode="json")
+    whole |= {"fit": "pad", "background": "#102030", "alpha": "keep", "skip_unreadable": True}
+    assert works_or_one_line(lambda: parse(DataConfig, whole, "test").load())
+
+    @examples(1.0)
+    @given(with_mistakes(whole), st.sampled_from(("train", "test", "x")))
+    def tried(values: dict, split: str) -> None:
+        works_or_one_line(lambda: parse(DataConfig, values, "test").load(split))
+
+    tried()
