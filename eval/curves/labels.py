@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 NEAR = [(8, 0), (8, 9), (8, -9), (0, 12), (0, -12), (-8, 9), (-8, -9)]
-ANGLES = np.deg2rad([30, -30, 60, -60, 120, -120, 150, -150, 0, 90, -90])
+ANGLES = np.deg2rad([30, -30, 60, -60, 120, -120, 150, -150, 0])
 FAR = [(r * np.cos(a), r * np.sin(a)) for r in (28, 44, 62, 84, 110) for a in ANGLES]
 OFFSETS = np.array(NEAR + FAR)  # points from a curve's point to its name, the best places first
 LINED = np.arange(len(OFFSETS)) >= len(NEAR)  # names that far get a thin line to their point
@@ -16,7 +16,7 @@ ROUNDS = 4  # in which every name may move once more, now that the others have t
 
 # What a place costs, per time
 OUTSIDE, NAME, MARK, CURVE = 1000.0, 600.0, 250.0, 4.0
-CROSSED, MISREAD, RANK, BACK = 40.0, 12.0, 0.4, 1.0
+CROSSED, MISREAD, OVER, PASSED, SHARED, RANK, BACK = 40.0, 20.0, 6.0, 20.0, 6.0, 0.4, 1.0
 
 
 class Curve(NamedTuple):
@@ -90,14 +90,38 @@ def _places(axes, curves: list[Curve], pixels: list[np.ndarray], own: int, size:
     cost += MISREAD * (~lined & (np.min(list(near.values()), axis=0) < near[own]))
     ends = np.clip(points, boxes[:, :2], boxes[:, 2:])
     lines = np.stack([points, np.where(lined[:, None], ends, points)], axis=1)
+    cost += _lines_over(lines, lined, pixels, marks, 5 * scale)
     return Places(points, offsets, boxes, lined, cost, lines)
+
+
+def _lines_over(
+    lines: np.ndarray, lined: np.ndarray, pixels: list[np.ndarray], marks: np.ndarray, near: float
+) -> np.ndarray:
+    """What each candidate's line costs where it crosses curves or other points; and, lined or not,
+    what it costs that other curves share its point."""
+    cost = np.zeros(len(lines))
+    for part in (part for track in pixels for part in itertools.pairwise(track)):
+        cost += OVER * _cross(lines, np.array(part))
+    gaps = np.hypot(*(marks - lines[:, :1]).transpose(2, 0, 1))  # [K, marks], from the own point
+    shared = gaps < near
+    cost += SHARED * (shared.sum(1) - 1)
+    for at in _shares(lines):
+        gaps = np.hypot(*(marks - at[:, None]).transpose(2, 0, 1))
+        passed = (gaps < near) & ~shared & lined[:, None]
+        cost += PASSED * passed.sum(1)
+    return cost
+
+
+def _shares(lines: np.ndarray, count: int = 16) -> np.ndarray:
+    """[count, K, 2]: points along each of lines [K, 2, 2]."""
+    share = np.linspace(0, 1, count)[:, None, None]
+    return (1 - share) * lines[:, 0] + share * lines[:, 1]
 
 
 def _conflicts(places: Places, others: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """What each candidate costs beside names that have their places (box and line of each)."""
     cost = np.zeros(len(places.boxes))
-    share = np.linspace(0, 1, 16)[:, None, None]
-    along = (1 - share) * places.lines[:, 0] + share * places.lines[:, 1]  # [16, K, 2]
+    along = _shares(places.lines)
     for box, line in others:
         cost += NAME * _overlap(places.boxes, box)
         cost += CROSSED * (_inside(_along(line), places.boxes) > 0)
