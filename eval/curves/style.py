@@ -99,17 +99,17 @@ def look_of(
     def style(name: str) -> MethodStyle:
         return styles.get(name, MethodStyle())
 
-    own, names = style(method), list(SAMPLERS)
+    own, names, methods = style(method), list(SAMPLERS), {*methods, method}
     place = names.index(sampler) if sampler in names else 0
     marker, label = MARKERS[place % len(MARKERS)], own.label or method
     if own.family == TEACHER:
-        teachers = sorted({m for m in methods if style(m).family == TEACHER})
-        if set(methods) == set(teachers):
+        teachers = sorted(m for m in methods if style(m).family == TEACHER)
+        if len(methods) == len(teachers):
             dashes = DASHES[teachers.index(method) % len(DASHES)]
             return Look(COLORS[place % len(COLORS)], marker, dashes, label)
         return Look(GREYS[place % len(GREYS)], marker, DASHES[place % len(DASHES)], label)
     if own.color:
         return Look(own.color, marker, DASHES[0], label)
-    rest = sorted({m for m in methods if style(m).family == own.family and not style(m).color})
+    rest = sorted(m for m in methods if style(m).family == own.family and not style(m).color)
     again, place = divmod(rest.index(method), len(SPARE))
     return Look(SPARE[place], marker, DASHES[again % len(DASHES)], label)

@@ -49,7 +49,7 @@ class Options(Strict):
     steps: list[int] | None = None
     """columns of curve and ratios; null: all"""
     families: list[Literal["teacher", "students", "flows", "generators", "other"]] | None = None
-    """of methods (eval/curves/style.yaml); null: all"""
+    """lines of curve and ratios: families of methods (eval/curves/style.yaml); null: all"""
     ratios: list[int] = []
     """more columns of curve: ratios at these numbers of steps"""
     over: str = "teacher"
@@ -59,9 +59,10 @@ class Options(Strict):
 
 
 def curve(group: list[Row], options: Options) -> str:
-    header, *body = curve_cells(group, options.steps)
+    shown = _shown(group, options)
+    header, *body = curve_cells(shown, options.steps)
     if options.ratios:
-        cells = ratio_cells(group, _best(group, options), options.ratios)
+        cells = ratio_cells(shown, _best(group, options), options.ratios)
         at = {name: values for name, *values in cells[1:]}
         first, *rest = map(str, options.ratios)
         header += [f"over the best of {options.over}: {first}", *rest]
@@ -70,9 +71,16 @@ def curve(group: list[Row], options: Options) -> str:
 
 
 def ratios(group: list[Row], options: Options) -> str:
-    steps = options.steps or sorted({row.steps for row in measured(group)})
-    header, *body = ratio_cells(group, _best(group, options), steps)
+    shown = _shown(group, options)
+    steps = options.steps or sorted({row.steps for row in measured(shown)})
+    header, *body = ratio_cells(shown, _best(group, options), steps)
     return markdown_table(header, body)
+
+
+def _shown(group: list[Row], options: Options) -> list[Row]:
+    """The rows of the families that are wanted, and the floor."""
+    wanted = options.families
+    return [r for r in group if r.is_floor or not wanted or style_of(r.method).family in wanted]
 
 
 def _best(group: list[Row], options: Options) -> Row:
@@ -124,12 +132,7 @@ def table(words: str, results: Path) -> str:
     if len(groups) != 1:
         found = "; ".join(map(protocol_label, groups)) or "none"
         raise UserError(f"{where}: n= and extractor= leave one protocol, not {found}")
-    group = [
-        row
-        for row in groups[0]
-        if row.is_floor or not options.families or style_of(row.method).family in options.families
-    ]
-    return KINDS[kind](group, options)
+    return KINDS[kind](groups[0], options)
 
 
 def filled(page: str, results: Path) -> str:
