@@ -6,12 +6,12 @@ A table stands between two comments, and the first says what it shows:
 
     <!-- table fashion_mnist curve n=10000 extractor=fashion-cnn --> ... <!-- end -->
     <!-- table fashion_mnist curve steps=[1,4,50] ratios=[1,4] --> ... <!-- end -->
-    <!-- table fashion_mnist ratios steps=[1,2,4] families=[teacher,students,flows] --> ...
-    <!-- table digits trade-off points=[ppca:1,ddpm:1000] --> ...
+    <!-- table fashion_mnist ratios steps=[1,2,4] families=[teacher,students] --> ... <!-- end -->
+    <!-- table digits trade-off points=[ppca:1,ddpm:1000] --> ... <!-- end -->
     <!-- methods --> ... <!-- end -->
 
-The words are a folder in results/, the kind of table, and options, which are the fields of `Options`
-below."""
+The words are a folder in results/, the kind of table, and options, which are the fields of
+`Options` below."""
 
 from __future__ import annotations
 

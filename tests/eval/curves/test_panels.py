@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
@@ -188,27 +189,56 @@ def test_names_cover_neither_points_nor_each_other_and_stay_in_their_panel(drawn
         assert texts > 35
 
 
-def test_names_keep_off_curves_where_there_is_room():
-    """A rising and a falling line: neither name is on a line or beside the wrong one."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4))
-    x = np.linspace(0, 1, 5)
-    axes.plot(x, x)
-    axes.plot(x, 1 - x)
-    axes.set(xlim=(-0.2, 1.6), ylim=(-0.2, 1.2))
+def _name_of(first: Curve, *others: Curve) -> tuple:
+    """Axes of 600 by 400 pixels and units, and the box of the first curve's name in them."""
+    figure = pyplot.figure(figsize=(6, 4), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 600), ylim=(0, 400))
+    place_labels(axes, [first, *others])
     figure.draw_without_rendering()
-    place_labels(axes, [Curve(x, x, "rising", "red"), Curve(x, 1 - x, "falling", "blue")])
-    figure.draw_without_rendering()
-    fine = np.linspace(0, 1, 1000)
-    for text, own in zip(axes.texts, (fine, 1 - fine)):
-        box = Text.get_window_extent(text)
-        tracks = [axes.transData.transform(np.column_stack([fine, y])) for y in (fine, 1 - fine)]
-        assert not any(box.contains(*point) for track in tracks for point in track)
-        middle = [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2]
-        gaps = [np.hypot(*(track - middle).T).min() for track in tracks]
-        assert np.argmin(gaps) == (0 if own is fine else 1)
+    (text,) = [text for text in axes.texts if text.get_text() == first.words]
     pyplot.close(figure)
+    return text, Text.get_window_extent(text)
+
+
+def _at(x, y, words: str = "") -> Curve:
+    return Curve(np.array(x, dtype=float), np.array(y, dtype=float), words, "black")
+
+
+def test_a_name_stands_beside_its_point_and_keeps_off_a_line():
+    point = _at([300], [200], "a name")
+    _, box = _name_of(point)
+    assert 0 < box.x0 - 300 < 15 and abs((box.y0 + box.y1) / 2 - 200) < 3
+    _, box = _name_of(point, _at([305, 600], [200, 200]))
+    assert box.y0 > 200 or box.y1 < 200 or box.x1 < 300
+
+
+def test_a_name_covers_lines_rather_than_points():
+    """The only stripe without lines is full of another curve's points."""
+    lines = [_at([0, 600], [200 + s * k] * 2) for k in range(12, 200, 8) for s in (1, -1)]
+    others = [_at([x], [200], f"{x}") for x in range(320, 600, 30)]
+    _, box = _name_of(_at([300], [200], "a name"), *lines, *others)
+    assert not any(box.contains(x, 200) for x in range(320, 600, 30))
+    assert any(box.y0 < line.y[0] < box.y1 for line in lines)
+    _, box = _name_of(_at([300], [200], "a name"), *lines)
+    assert not any(box.y0 < line.y[0] < box.y1 for line in lines)
+
+
+def test_a_name_is_nearer_to_its_own_line():
+    x, fine = np.linspace(150, 400, 5), np.linspace(150, 400, 1000)
+    rising, falling = _at(x, x - 100, "rising"), _at(x, 450 - x, "falling")
+    for own, other in ((rising, falling), (falling, rising)):
+        _, box = _name_of(own, other)
+        middle = [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2]
+        gaps = [np.hypot(fine - middle[0], y - middle[1]).min() for y in (fine - 100, 450 - fine)]
+        assert (gaps[0] < gaps[1]) == (own is rising)
+
+
+def test_a_name_is_not_tied_to_a_point_that_others_share():
+    """Solvers that are the same in one step: the last point is everybody's."""
+    first = _at([100, 300], [300, 200], "first")
+    others = [_at([100 + 40 * i, 300], [100, 200], f"{i}") for i in range(4)]
+    text, _ = _name_of(first, *others)
+    assert tuple(text.xy) == (100, 300)
 
 
 def test_a_family_that_there_is_not_is_refused(tmp_path):
