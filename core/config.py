@@ -61,7 +61,9 @@ class _Refused(yaml.YAMLError):
         self.line = node.start_mark.line + 1
 
 
-JSON_TAGS = [f"tag:yaml.org,2002:{name}" for name in "null bool int float str seq map".split()]
+JSON_TAGS = [
+    f"tag:yaml.org,2002:{name}" for name in ["null", "bool", "int", "float", "str", "seq", "map"]
+]
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,5 +1,5 @@
-"""Draws curves.png, coverage.png, seconds.png (each also as .svg) and samples.png from a curves
-file, without sampling anything.
+"""Draws curves.png, overview.png, coverage.png, seconds.png (each also as .svg) and samples.png from
+a curves file, without sampling anything.
 
     python -m scripts.plot runs/quickstart/curves.jsonl
     python -m scripts.plot a/curves.jsonl b/curves.jsonl --out pictures --markdown table.md \\

@@ -27,7 +27,8 @@ from scripts.plot import draw
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("curves.jsonl", "table.md", "report.html")
 FOLDERS = ("samples", "configs", "solvers")
-PICTURES = ("curves", "seconds", "coverage", "samples")  # .png and .svg, of whatever protocol
+# .png and .svg, of whatever protocol
+PICTURES = ("curves", "overview", "seconds", "coverage", "samples")
 
 
 def owned(name: str) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from core.setting import Setting
-from eval.curves.style import MethodStyle, read_styles
+from eval.curves.style import GENERATORS, style_of
 from eval.rows import Row, measure_label
 from eval.settings import grid_name
 from eval.text import counted, one_line
@@ -53,7 +53,7 @@ def series_of(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
 
 
 def method_label(method: str) -> str:
-    return read_styles().get(method, MethodStyle()).label or method
+    return style_of(method).label or method
 
 
 def _sampler(setting: Setting) -> str:
@@ -72,9 +72,9 @@ def series_label(row: Row, among: Iterable[Row]) -> str:
     if row.is_floor:
         return one_line(f"floor: {row.run} (n = {row.n})")
     rows = measured(among)
-    style = read_styles().get(row.method, MethodStyle())
+    style = style_of(row.method)
     used = {_sampler(r.setting) for r in rows if r.method == row.method} | {_sampler(row.setting)}
-    usual = style.generator or used == {style.sampler}
+    usual = style.family == GENERATORS or used == {style.sampler}
 
     def named(r: Row) -> list[str]:
         words = [method_label(r.method)]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from core.config import Strict, parse, read_config
 from core.sampling.solvers import SAMPLERS
 
 STYLE = Path(__file__).with_name("style.yaml")
-SPARE = ("#000000", "#A5AA99", "#882255", "#44AA99", "#999933", "#F0E442")  # yellow last
+# For methods without a colour of their own, yellow last
+SPARE = ("#000000", "#882255", "#44AA99", "#999933", "#A5AA99", "#661100", "#6699CC", "#F0E442")
 GREYS = ("#222222", "#666666", "#999999", "#444444", "#808080", "#B0B0B0")
-# For the samplers of a method in greys that has the picture to itself, one each.
+# For the samplers of teachers that have the picture to themselves, one each.
 COLORS = (
     "#222222", "#999999", "#E69F00", "#8C564B", "#CC79A7", "#999933",
     "#0072B2", "#009E73", "#56B4E9", "#44AA99", "#D55E00", "#882255", "#332288",
@@ -32,14 +33,32 @@ DASHES = (
 )
 
 
+class Family(NamedTuple):
+    """Methods that share a panel: its title, and the family's colour where families are drawn and
+    not methods."""
+
+    title: str
+    color: str
+
+
+TEACHER = "teacher"  # its solvers are what every other family is compared with
+GENERATORS = "generators"  # not sampled in steps: a sampler says nothing
+# In the order of their panels
+FAMILIES = {
+    TEACHER: Family("solvers of the teacher", "#555555"),
+    "students": Family("students of the teacher", "#D55E00"),
+    "flows": Family("flows and flow maps", "#0072B2"),
+    GENERATORS: Family("generators of another kind", "#7F3C8D"),
+    "other": Family("other methods", "#009E73"),
+}
+
+
 class MethodStyle(Strict):
     """One line of style.yaml."""
 
     label: str | None = None
     color: str | None = None
-    neutral: bool = False
-    generator: bool = False
-    """not sampled in steps: its sampler goes without saying"""
+    family: Literal["teacher", "students", "flows", "generators", "other"] = "other"
     sampler: str | None = None
     """the sampler that goes without saying where the method was measured with no other"""
 
@@ -61,24 +80,36 @@ def read_styles(path: Path = STYLE) -> dict[str, MethodStyle]:
     }
 
 
+def style_of(method: str) -> MethodStyle:
+    return read_styles().get(method, MethodStyle())
+
+
 def look_of(
     method: str, sampler: str, methods: list[str], styles: dict[str, MethodStyle] | None = None
 ) -> Look:
-    """The look of a method with a sampler; `methods`: all in the picture, so that unlisted ones do
-    not share a colour, and one that is alone and drawn in greys otherwise has a colour a
-    sampler."""
+    """The look of a method with a sampler.
+
+    Args:
+        methods: all in the picture. Those of one family that have no colour in style.yaml do not
+            share one. Teachers are drawn in greys, one line style per sampler, and in colours, one
+            per sampler, where nothing else is drawn.
+    """
     styles = read_styles() if styles is None else styles
-    style = styles.get(method, MethodStyle())
-    names = list(SAMPLERS)
+
+    def style(name: str) -> MethodStyle:
+        return styles.get(name, MethodStyle())
+
+    own, names, methods = style(method), list(SAMPLERS), {*methods, method}
     place = names.index(sampler) if sampler in names else 0
-    marker = MARKERS[place % len(MARKERS)]
-    label = style.label or method
-    if style.neutral and set(methods) == {method}:
-        return Look(COLORS[place % len(COLORS)], marker, DASHES[0], label)
-    if style.neutral:
+    marker, label = MARKERS[place % len(MARKERS)], own.label or method
+    if own.family == TEACHER:
+        teachers = sorted(m for m in methods if style(m).family == TEACHER)
+        if len(methods) == len(teachers):
+            dashes = DASHES[teachers.index(method) % len(DASHES)]
+            return Look(COLORS[place % len(COLORS)], marker, dashes, label)
         return Look(GREYS[place % len(GREYS)], marker, DASHES[place % len(DASHES)], label)
-    unlisted = sorted(
-        m for m in set(methods) if not (m in styles and (styles[m].color or styles[m].neutral))
-    )
-    color = style.color or SPARE[unlisted.index(method) % len(SPARE)]
-    return Look(color, marker, "-", label)
+    if own.color:
+        return Look(own.color, marker, DASHES[0], label)
+    rest = sorted(m for m in methods if style(m).family == own.family and not style(m).color)
+    again, place = divmod(rest.index(method), len(SPARE))
+    return Look(SPARE[place], marker, DASHES[again % len(DASHES)], label)

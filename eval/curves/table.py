@@ -14,10 +14,12 @@ from eval.rows import Row
 from eval.text import markdown, markdown_table, number, text_table
 
 
-def _cells(group: list[Row]) -> list[list[str]]:
-    """Header and body of one group's table."""
+def curve_cells(group: list[Row], steps: list[int] | None = None) -> list[list[str]]:
+    """Header and body of one group's table: its series and its floor by steps (None: all that any
+    series has; a floor stands in the first column)."""
     series = [{row.steps: row for row in points} for points in series_of(group).values()]
-    steps = sorted({step for points in series for step in points})
+    if steps is None:
+        steps = sorted({step for points in series for step in points})
     body = []
     for points in series:
         cells = [number(points[s].fid, points[s].fid_std) if s in points else "" for s in steps]
@@ -36,13 +38,13 @@ def _title(group: list[Row]) -> str:
 def text_tables(rows: list[Row]) -> str:
     """One aligned table for each protocol."""
     groups = by_protocol(rows)
-    return "\n\n".join(f"{_title(group)}\n{text_table(_cells(group))}" for group in groups)
+    return "\n\n".join(f"{_title(group)}\n{text_table(curve_cells(group))}" for group in groups)
 
 
 def markdown_tables(rows: list[Row]) -> str:
     """The same as Markdown."""
     parts = []
     for group in by_protocol(rows):
-        header, *body = _cells(group)
+        header, *body = curve_cells(group)
         parts.append(f"{markdown(_title(group))}\n\n{markdown_table(header, body)}")
     return "\n\n".join(parts)

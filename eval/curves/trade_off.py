@@ -40,17 +40,21 @@ def chosen_rows(group: list[Row]) -> list[Row]:
     return chosen
 
 
+def trade_off_cells(group: list[Row], chosen: list[Row]) -> list[list[str]]:
+    """Header and body of one group's table: cost, quality and coverage of the chosen rows, and of
+    the floor."""
+    floor = floor_of(group)
+    measure = measure_label(measured(group)[0])
+    header = ["", "evaluations", "ms per image", measure, "precision", "recall", "classes off"]
+    return [header, *(_cells(row, floor, group) for row in [*chosen, *([floor] if floor else [])])]
+
+
 def trade_off_tables(rows: list[Row]) -> str:
     """Markdown, one table per protocol: cost, quality and coverage of each series at its cheapest
     and at its best point."""
     parts = []
     for group in by_protocol(rows):
-        floor = floor_of(group)
-        measure = measure_label(measured(group)[0])
-        header = ["", "evaluations", "ms per image", measure, "precision", "recall", "classes off"]
-        body = [
-            _cells(row, floor, group) for row in chosen_rows(group) + ([floor] if floor else [])
-        ]
+        header, *body = trade_off_cells(group, chosen_rows(group))
         title = (
             f"{protocol_label(group)}; each series at its cheapest and at its best number of steps"
         )

@@ -13,7 +13,6 @@ from core.sampling.solvers import make_sampler
 from core.setting import GuidanceScale, Option, Setting, Steps, Threshold
 from eval.settings import normal
 
-
 Name = Annotated[str, Field(min_length=1)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
 import pytest
 import yaml
@@ -43,7 +43,7 @@ class Outer(Strict):
     flag: bool = False
     count: int = 1
     part: Annotated[
-        Union[Annotated[First, Tag("first")], Annotated[Second, Tag("second")]],
+        Annotated[First, Tag("first")] | Annotated[Second, Tag("second")],
         Discriminator(_tag),
     ] = First()
     parts: tuple[Inner, ...] = ()

@@ -89,7 +89,9 @@ def test_broken_checkpoints(tmp_path, config):
     state.write_bytes(state.read_bytes()[:200])
     values = tiny_config(tmp_path / "run", images=320)
     config.write_text(yaml.safe_dump(values))
-    assert "state.pt was changed since it was written" in refused(tmp_path, "train", config, "--cpu")
+    assert "state.pt was changed since it was written" in refused(
+        tmp_path, "train", config, "--cpu"
+    )
 
 
 def test_checkpoint_of_another_architecture(tmp_path):

@@ -79,7 +79,11 @@ def test_solvers_are_drawn_with_those_of_the_curve(tmp_path):
     done = publish(source, out)
     assert done.returncode == 0, done.stderr[-2000:]
     table = (out / "solvers" / "table.md").read_text()
-    assert "| DDPM teacher, unipc |" in table and "| DDPM teacher, heun |" in table and "floor" in table
+    assert (
+        "| DDPM teacher, unipc |" in table
+        and "| DDPM teacher, heun |" in table
+        and "floor" in table
+    )
     assert not any(word in table for word in ("consistency", "progressive", "inception"))
     assert "unipc" not in (out / "table.md").read_text()
     assert (out / "solvers" / "curves.png").is_file() and not (

@@ -12,8 +12,6 @@ import lab
 from core.errors import UserError
 from core.pictures import save_png, tile
 from core.setting import Setting
-from core.training.checkpoints import CHECKSUMS, latest_checkpoint
-from core.weights import read_spec, read_weights, save_weights
 from eval.curves_file import read_rows
 from scripts.setting_options import add_setting_options, chosen_setting, given_settings
 from tests.helpers.command_lines import refused, run_script

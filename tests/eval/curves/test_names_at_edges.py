@@ -65,7 +65,9 @@ def test_report(name, tmp_path):
     page = write_report(tmp_path / "curves.jsonl", tmp_path / "report.html", load).read_text()
     title = re.search(r"<title>(.*?)</title>", page, re.DOTALL)[1]
     assert html.unescape(title).startswith(one_line(name)) and "<" not in title
-    (block,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    (block,) = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL
+    )
     data = json.loads(block)
     assert data["series"][0]["name"] == one_line(f"{name}, ddim")
     assert data["rows"][1]["method"] == name and "<script>alert" not in page

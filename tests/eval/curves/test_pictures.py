@@ -16,7 +16,7 @@ from eval.curves.plots import plot_all
 from eval.curves.ranking import ranking, ranking_tables
 from eval.curves.ratios import ratio, ratio_tables
 from eval.curves.series import by_protocol, series_of
-from eval.curves.style import look_of, read_styles
+from eval.curves.style import FAMILIES, TEACHER, MethodStyle, look_of, read_styles
 from eval.curves.table import markdown_tables, text_tables
 from eval.curves.trade_off import class_distance, trade_off_tables
 from tests.helpers.rows import changed, row
@@ -119,13 +119,14 @@ def test_a_method_keeps_its_colour():
     few = look_of("progressive", "ddim", ["progressive"], styles)
     many = look_of("progressive", "ddim", ["a", "b", "consistency", "progressive"], styles)
     assert few == many
-    methods = [*styles, "a", "b", "c"]
-    students = [
-        look_of(m, "ddim", methods, styles).color
-        for m in methods
-        if not styles.get(m) or not styles[m].neutral
-    ]
-    assert len(set(students)) == len(students)
+    methods = [*styles, *"abcdefghijkl"]  # more without a colour than there are spare ones
+    for family in FAMILIES.keys() - {TEACHER}:
+        looks = [
+            look_of(m, "ddim", methods, styles)
+            for m in methods
+            if styles.get(m, MethodStyle()).family == family
+        ]
+        assert len({(look.color, look.dashes) for look in looks}) == len(looks), family
     looks = {look_of("ddpm", s, [], styles)[:3] for s in ("ddim", "ddpm", "heun", "unipc")}
     assert len(looks) == 4
     alone = {look_of("ddpm", s, ["ddpm"], styles).color for s in SAMPLERS}
@@ -140,7 +141,9 @@ def test_pictures_are_written(tmp_path):
         save_png(tile(images, columns=16, gap=0), tmp_path / strip)
     (tmp_path / "samples" / "3.png").unlink()  # a missing strip leaves an empty cell
     written = plot_all(rows, tmp_path, tmp_path / "out")
-    assert {p.name for p in written} == {"curves.png", "curves.svg", "samples.png"}
+    assert {p.name for p in written} == {
+        "curves.png", "curves.svg", "overview.png", "overview.svg", "samples.png",
+    }  # fmt: skip
     with Image.open(tmp_path / "out" / "curves.png") as image:
         assert image.width > 1000 and len(set(image.convert("L").resize((200, 120)).tobytes())) > 20
     svg = (tmp_path / "out" / "curves.svg").read_text()

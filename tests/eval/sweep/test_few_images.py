@@ -54,5 +54,7 @@ def test_enough_images_are_measured(swept, count, changes, floors):
     rows = swept(count, **changes)
     assert [row.method for row in rows] == ["ddpm", "ddpm"] + ["floor"] * floors
     for row in rows:
-        assert all(math.isfinite(getattr(row, key)) for key in ("fid", "kid", "precision", "recall"))
+        assert all(
+            math.isfinite(getattr(row, key)) for key in ("fid", "kid", "precision", "recall")
+        )
     assert floors == 0 or rows[-1].n == 4
