@@ -13,18 +13,15 @@ from core.setting import Setting, Threshold
 from eval.settings import normal
 
 
-class SweepEntry(Strict):
-    """One run, measured with every combination of samplers, steps and guidance_scales.
+class Sampled(Strict):
+    """How a model is sampled: every combination of samplers, steps and guidance_scales.
 
     Where `samplers` is null, the model is sampled as it is meant to be, apart from what is given
     here. A sampler that is named begins with everything off that is not given.
     """
 
-    run: str
-    """folder, or name of a published checkpoint"""
     weights: Literal["ema", "raw"] = "ema"
-    method: str | None = None
-    """what the rows call it; null: the method named in the run's config"""
+    """the moving average, or the network itself"""
     samplers: tuple[str, ...] | None = None
     """null: the model's own"""
     steps: tuple[int, ...] | None = None
@@ -67,14 +64,18 @@ class SweepEntry(Strict):
         return found
 
 
-class SweepConfig(Strict):
-    """Which runs are measured, with what, and where the rows go."""
+class SweepEntry(Sampled):
+    """One run, and how it is sampled."""
 
-    out: str
-    """the curves file"""
-    runs: str | None = None
-    """folder that the entries' runs are relative to; null: the current one. What is not there, such
-    as a published checkpoint's name, is looked for as it is written"""
+    run: str
+    """folder, or name of a published checkpoint"""
+    method: str | None = None
+    """what the rows call it; null: the method named in the run's config"""
+
+
+class Measured(Strict):
+    """What is measured of samples, whatever they are samples of."""
+
     extractor: str | tuple[str, ...]
     """feature extractor, or several, which share the samples"""
     extractor_weights: str | None = None
@@ -108,14 +109,9 @@ class SweepConfig(Strict):
     sweeps; the rows name it with the device, since it changes the last bits"""
     cache: str = "runs/.cache/reference"
     """folder of the reference's features"""
-    data: DataConfig | None = None
-    """what runs are compared with that do not know what they were trained on, such as published
-    checkpoints; a run that knows must have the same"""
-    entries: tuple[SweepEntry, ...]
-    """what is measured"""
 
     @model_validator(mode="after")
-    def _sensible(self) -> SweepConfig:
+    def _sensible(self) -> Measured:
         if self.n < 4:
             raise ValueError(f"n = {self.n}: a set needs at least 4 images")
         if self.sets < 1 or self.sets == 2:
@@ -134,8 +130,6 @@ class SweepConfig(Strict):
             raise ValueError("batch_size must be at least 1 and keep_samples at least 0")
         if len(set(self.extractors)) < len(self.extractors):
             raise ValueError(f"extractor names one twice: {', '.join(self.extractors)}")
-        if not self.entries:
-            raise ValueError("entries is empty: nothing to measure")
         return self
 
     @property
@@ -146,3 +140,24 @@ class SweepConfig(Strict):
     def total(self) -> int:
         """Images per point."""
         return self.n * self.sets
+
+
+class SweepConfig(Measured):
+    """Which runs are measured, with what, and where the rows go."""
+
+    out: str
+    """the curves file"""
+    runs: str | None = None
+    """folder that the entries' runs are relative to; null: the current one. What is not there, such
+    as a published checkpoint's name, is looked for as it is written"""
+    data: DataConfig | None = None
+    """what runs are compared with that do not know what they were trained on, such as published
+    checkpoints; a run that knows must have the same"""
+    entries: tuple[SweepEntry, ...]
+    """what is measured"""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> SweepConfig:
+        if not self.entries:
+            raise ValueError("entries is empty: nothing to measure")
+        return self
