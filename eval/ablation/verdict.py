@@ -46,7 +46,8 @@ def _sentence(effects: list[Effect]) -> str:
     clauses = [_clause(effect) for effect in effects if effect.significant]
     if rest := [effect.point for effect in effects if not effect.significant]:
         what = "no interaction" if one.where else "no difference"
-        clauses.append(f"{what} at {listed(rest)} beyond the error")
+        between = "" if clauses or one.where else f" between {one.first} and {one.second}"
+        clauses.append(f"{what}{between} at {listed(rest)} beyond the error")
     return f"{_subject(one)}: {'; '.join(clauses)}{_seeds(effects)}"
 
 
@@ -54,7 +55,7 @@ def _subject(effect: Effect) -> str:
     if effect.where:
         other, at, instead = effect.where
         return f"{effect.axis} by {other}, {effect.first} − {effect.second}, {at} and {instead}"
-    return f"{effect.axis}, {effect.first} and {effect.second}"
+    return effect.axis
 
 
 def _clause(effect: Effect) -> str:
