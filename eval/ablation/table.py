@@ -70,7 +70,8 @@ def _about(study: Study) -> str:
     done = sum(note is not None and note.failed is None for note in study.notes)
     config = study.config
     words = (
-        f"{counted(len(study.cells), 'cell')}, training seeds {listed(map(str, config.seeds))}: "
+        f"{counted(len(study.cells), 'cell')}, training seed{'s' * (len(config.seeds) > 1)} "
+        f"{listed(map(str, config.seeds))}: "
         f"{done} of {len(study.cells) * len(config.seeds)} trainings done."
     )
     rows = [row for row in study.rows if not row.is_floor]
