@@ -20,7 +20,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.config import apply_overrides
@@ -63,22 +63,13 @@ def read_plan(file: Path, overrides: list[str]) -> Planned:
     cells = make_cells(config, values, resolved, str(file))
     out = Path(config.out or f"{runs}/ablations/{file.stem}")
     trials = trials_of(config, cells, Path(runs), out)
-    study = Study(file.stem, config, cells, trials, _notes(trials))
+    study = Study(file.stem, config, cells, trials, [read_note(t.note, t.sweep) for t in trials])
     shipped = None if os.environ.get("SHIPPED") == "no" else Path("teachers/shipped")
     configs = read_configs(dataset, runs, base.resolve().parent.parent) if base else {}
     planner = Planner(configs, shipped)
     needed = [name for cell in cells if cell.name for name in _needs(planner, cell.values)]
     steps = planner.preparations(list(dict.fromkeys(needed)))
     return Planned(study, out, Path(runs), planner, steps)
-
-
-def _notes(trials: list[Trial]) -> list[Note | None]:
-    """A run that is no longer there is not done, whatever was noted of it."""
-    notes = [read_note(trial.note, trial.sweep) for trial in trials]
-    return [
-        note if note and (note.failed or (trial.folder / "config.yaml").is_file()) else None
-        for trial, note in zip(trials, notes, strict=True)
-    ]
 
 
 def _needs(planner: Planner, values: dict) -> list[str]:
@@ -101,16 +92,8 @@ def run_study(planned: Planned, runner: Runner, retry: bool = False) -> Study:
     if todo:
         copy_shipped(planned.steps)
     failed = runner(jobs) if jobs else {}
-    return Study(
-        study.name,
-        study.config,
-        study.cells,
-        study.trials,
-        [
-            note or _lost(trial, jobs, failed)
-            for trial, note in zip(study.trials, _notes(study.trials), strict=True)
-        ],
-    )
+    notes = [read_note(t.note, t.sweep) or _lost(t, jobs, failed) for t in study.trials]
+    return replace(study, notes=notes)
 
 
 def _lost(trial: Trial, jobs: list[Job], failed: dict[str, int]) -> Note | None:

@@ -152,11 +152,14 @@ def write_note(file: Path, sweep: SweepConfig, note: Note) -> None:
 
 
 def read_note(file: Path, sweep: SweepConfig) -> Note | None:
-    """The note of a trial; None where there is none, or it is of another sweep."""
+    """The note of a trial; None where there is none, it is of another sweep, or the run whose rows
+    it holds is gone."""
     if not file.is_file():
         return None
     written = json.loads(read_text(file))
     if written["sweep"] != config_sha256(sweep):
+        return None
+    if not written["failed"] and not (Path(sweep.entries[0].run) / "config.yaml").is_file():
         return None
     rows = tuple(Row.model_validate_json(json.dumps(row)) for row in written["rows"])
     return Note(rows, written["failed"], written["diverged"])
