@@ -101,7 +101,7 @@ def _lost(trial: Trial, jobs: list[Job], failed: dict[str, int]) -> Note | None:
     if (code := failed.get(trial.folder.name)) is not None:
         return Note(failed=f"its process ended with exit code {code}")
     after = next((job.after for job in jobs if job.name == trial.folder.name), frozenset())
-    missing = sorted(after & failed.keys())
+    missing = sorted(after & failed.keys() or failed) if after else ()
     return Note(failed=f"not begun: {missing[0]} failed, which it needs") if missing else None
 
 

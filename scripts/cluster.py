@@ -118,15 +118,13 @@ def _executor(cluster: str, options: ClusterOptions, folder: Path) -> Any:
     except RuntimeError as error:
         raise UserError(f"--{cluster} cannot be used here: {reason(error)}") from error
     shared = {
-        "timeout_min": options.hours * 60,
+        "timeout_min": max(1, round(options.hours * 60)),
         "gpus_per_node": options.gpus,
         "cpus_per_task": options.cpus,
         "mem_gb": options.memory,
     }
     slurm = ("partition", "account", "qos", "constraint")
     given = shared | {f"slurm_{name}": getattr(options, name) for name in slurm}
-    if cluster == "slurm":
-        given["timeout_min"] = max(1, round(options.hours * 60))
     executor.update_parameters(**{key: v for key, v in given.items() if v is not None})
     return executor
 
