@@ -18,7 +18,7 @@ from eval.rows import Protocol, Row
 # What a selector may name
 KEYS = (
     "method", "run", "ema", "sampler", "guidance_scale", "threshold", "grid", "config_sha256",
-    "seed", "train_seed", *Protocol._fields, "steps", "weights_sha256", "fid_error",
+    "seed", "train_seed", *Protocol._fields, "steps", "weights_sha256", "fid_error", "train_images",
 )  # fmt: skip
 SIGNIFICANT = 2.0  # |z| from which a difference is more than its error, where that is well known
 

@@ -55,7 +55,7 @@ def test_jobs_run_once_after_what_they_need_and_failures_stop_nothing_else(tmp_p
 def test_a_job_out_of_its_hours_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     """submitit's signal comes in the middle of training: the cell writes a checkpoint, the job is
     queued again, and the study ends as one left alone."""
-    file = write_study(tmp_path, images=6_400, seeds=[0])
+    file = write_study(tmp_path, images=3_200, seeds=[0])
     changes = ("log.checkpoint_every=100000", "axes.optimizer.lr=[1e-3,2e-3]")
     table = run_here(file, *changes)
     monkeypatch.setenv("RUNS", str(tmp_path / "cluster"))
@@ -78,7 +78,7 @@ def test_a_job_out_of_its_hours_goes_on_from_its_checkpoint(tmp_path, monkeypatc
 
     assert "1 of 2 trainings done" in run_here(file, *changes, runner=runner)
     (run,) = runs.glob("ddpm-*")
-    assert 0 < int(seen[0].split("-")[0]) < 6_400
+    assert 0 < int(seen[0].split("-")[0]) < 3_200
     assert_same_bits(run, tmp_path / "runs" / "ablations" / run.name)
     assert run_here(file, *changes) == table
 
