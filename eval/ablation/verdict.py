@@ -43,7 +43,7 @@ def _sentence(effects: list[Effect]) -> str:
     one = effects[0]
     if all(effect.adjusted is None for effect in effects):
         return f"{_subject(one)}: {_unproved(effects)}"
-    clauses = [_clause(effect) for effect in effects if effect.significant]
+    clauses = _clauses([effect for effect in effects if effect.significant])
     if rest := [effect.point for effect in effects if not effect.significant]:
         what = "no interaction" if one.where else "no difference"
         between = "" if clauses or one.where else f" between {one.first} and {one.second}"
@@ -58,15 +58,22 @@ def _subject(effect: Effect) -> str:
     return effect.axis
 
 
-def _clause(effect: Effect) -> str:
-    e = effect.estimate
-    how = f"{signed(e.mean, e.error)}, {p_words(effect.adjusted)}"
-    if effect.where:
-        _, at, instead = effect.where
-        side = "higher" if e.mean > 0 else "lower"
-        return f"the difference is {side} with {at} than with {instead} at {effect.point}: {how}"
-    side = "worse" if e.mean > 0 else "better"
-    return f"{effect.first} is {side} than {effect.second} at {effect.point}: {how}"
+def _clauses(effects: list[Effect]) -> list[str]:
+    """One for each; what the one before says too is left out."""
+    found, last = [], None
+    for effect in effects:
+        e = effect.estimate
+        if effect.where:
+            _, at, instead = effect.where
+            side = "higher" if e.mean > 0 else "lower"
+            words = f"the difference is {side} with {at} than with {instead} "
+        else:
+            side = "worse" if e.mean > 0 else "better"
+            words = f"{effect.first} is {side} than {effect.second} "
+        how = f"{signed(e.mean, e.error)}, {p_words(effect.adjusted)}"
+        found.append(f"{words if words != last else ''}at {effect.point}: {how}")
+        last = words
+    return found
 
 
 def _unproved(effects: list[Effect]) -> str:

@@ -307,9 +307,13 @@ def test_a_cell_ends_when_the_study_is_gone(tmp_path):
     (cell,) = children_of(study.pid)
     study.kill()
     study.wait()
-    while Path(f"/proc/{cell}").exists():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    try:
+        while Path(f"/proc/{cell}").exists():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    finally:
+        if Path(f"/proc/{cell}").exists():
+            os.kill(cell, signal.SIGKILL)
     (run,) = runs.glob("ddpm-*")
     price = json.loads((latest_checkpoint(run) / "price.json").read_text())
     assert 0 < price["images"] < 64 * 10_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,8 +89,14 @@ def test_an_interaction_is_put_into_words(tmp_path):
 
 def test_better_is_said_where_the_first_is_lower():
     effect = Effect("1 step", "A", "x", "y", None, (0, 1), True, estimate(np.array([-2.0, -2.1])))
-    (line,) = verdicts([effect.__class__(**{**vars(effect), "adjusted": 0.004})])
-    assert line == "A: x is better than y at 1 step: -2.050 ± 0.050, p = 0.004"
+    one = replace(effect, adjusted=0.004)
+    assert verdicts([one]) == ["A: x is better than y at 1 step: -2.050 ± 0.050, p = 0.004"]
+    two = replace(one, point="2 steps")
+    four = replace(one, point="4 steps", estimate=estimate(np.array([3.0, 3.1])))
+    assert verdicts([one, two, four]) == [
+        "A: x is better than y at 1 step: -2.050 ± 0.050, p = 0.004; at 2 steps: -2.050 ± 0.050, "
+        "p = 0.004; x is worse than y at 4 steps: +3.050 ± 0.050, p = 0.004"
+    ]
 
 
 def test_the_page_holds_all_of_it(tmp_path):
