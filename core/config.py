@@ -206,6 +206,13 @@ def read_config(path: str | Path, overrides: list[str] = (), above: tuple[Path, 
     return apply_overrides(values, overrides)
 
 
+def base_of(path: str | Path) -> Path | None:
+    """The file that a config's `base:` names; None where it has none."""
+    values = _load(read_text(Path(path)), str(path))
+    base = values.get("base") if isinstance(values, dict) else None
+    return Path(path).parent / base if isinstance(base, str) else None
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()

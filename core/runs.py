@@ -25,8 +25,8 @@ from core.weights import load_weights, read_spec
 class Run:
     """A trained model with its origin.
 
-    ema: which weights these are, for the protocol of a row; train_*: the price of training, None
-    like `data` where a model that was trained elsewhere does not say.
+    ema: which weights these are, for the protocol of a row; train_*: the price and the seed of
+    training, None like `data` where a model that was trained elsewhere does not say.
     """
 
     folder: Path
@@ -41,6 +41,7 @@ class Run:
     train_images: int | None
     train_evals: float | None
     train_seconds: float | None
+    train_seed: int | None = None
     more_weights: tuple[Path, ...] = ()  # the other files, where they are in shards
 
     @property
@@ -149,4 +150,5 @@ def _read_run(
         train_images=price["images"],
         train_evals=price["evals"],
         train_seconds=price["seconds"],
+        train_seed=config["train"]["seed"],
     )

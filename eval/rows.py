@@ -101,6 +101,8 @@ class Row(Strict):
     """sets of n images, whose mean fid is"""
     resamples: Whole = 0
     """of the bootstrap that fid_std comes from; 0: there was none"""
+    train_seed: Whole | None = None
+    """of the training; null where the model does not say"""
 
     @model_validator(mode="before")
     @classmethod

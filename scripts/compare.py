@@ -8,15 +8,19 @@ were measured at.
 With two files, --a is looked for in the first and --b (default: the same as --a) in the second. The
 difference counts as larger than its error from 2 standard errors on, or more where an error bar
 comes from a few sets. Rows measured differently (n, extractor, reference) are refused.
+
+Several training seeds of a run (flow-seed0, flow-seed1, ...) count as one thing: the error is then
+that of training, paired where both sides have the same seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from core.errors import UserError, command_line
-from eval.curves.compare import compare, comparison_table, select
+from eval.curves.compare import compare, comparison_table, seeds_words, select
 from eval.curves.series import protocol_label
 from eval.curves_file import read_measured
 
@@ -44,9 +48,13 @@ def main() -> None:
     first, second = select(rows[a.curves[0]], names[0]), select(rows[a.curves[-1]], names[1])
     if names[0] == names[1]:
         names = (f"{names[0]} (1st)", f"{names[1]} (2nd)")
+    notes = set()
     for protocol, points in compare(first, second, a.by, names).items():
         print(protocol_label([row for row in first if row.protocol == protocol]))
         print(comparison_table(points, a.by, names) if points else f"no {a.by} in common")
+        notes |= {seeds_words(points, names)} if points else set()
+    for note in sorted(notes):
+        print(note, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -33,19 +33,24 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def run_jobs(jobs: list[Job], lanes: int = 1) -> None:
+def run_jobs(jobs: list[Job], lanes: int = 1, keep_going: bool = False) -> dict[str, int]:
     """Runs each job once, up to `lanes` at a time, the first of `jobs` first. Lanes share the cores
     out (unless OMP_NUM_THREADS says otherwise) and have a line for a progress bar each.
+
+    Args:
+        keep_going: a job that fails stops no other but those that come after it.
+
+    Returns the exit codes of the jobs that failed, by name.
 
     Raises:
         SystemExit: a job failed; with its exit code, after all others were stopped.
         KeyboardInterrupt: interrupted or terminated, after all were stopped.
     """
-    waiting, done = list(jobs), set()
+    waiting, done, failed = list(jobs), set(), {}
     running: dict[int, tuple[Job, subprocess.Popen]] = {}
     with _noted_signals() as signals:
         try:
-            while waiting or running:
+            while running or any(job.after <= done for job in waiting):
                 for lane in set(range(lanes)) - running.keys():
                     if job := next((job for job in waiting if job.after <= done), None):
                         waiting.remove(job)
@@ -57,12 +62,16 @@ def run_jobs(jobs: list[Job], lanes: int = 1) -> None:
                     if code := process.poll():
                         code = code if code > 0 else 128 - code
                         print(f"{job.name} failed (exit code {code})", file=sys.stderr)
-                        raise SystemExit(code)
-                    if code == 0:
+                        if not keep_going:
+                            raise SystemExit(code)
+                        failed[job.name] = code
+                        del running[lane]
+                    elif code == 0:
                         del running[lane]
                         done.add(job.name)
         finally:
             _stop([process for _, process in running.values()])
+    return failed
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from core.config import apply_overrides, read_config
 from core.errors import UserError, nearest
+from core.files import whole_folder
 from scripts.lanes import Job, cores
 
 SCRIPTS = {"run": "scripts.train", "pairs": "scripts.pairs", "sweep": "scripts.evaluate"}
@@ -46,7 +48,9 @@ class Step:
 
 
 def _kind(values: dict) -> str | None:
-    """None for what others are based on."""
+    """None for what others are based on, and for studies."""
+    if "question" in values:
+        return None
     marks = {"method": "run", "entries": "sweep", "out": "pairs"}
     return next((kind for mark, kind in marks.items() if mark in values), None)
 
@@ -59,22 +63,31 @@ def _strings(values: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield prefix + key, value
 
 
-def read_configs(dataset: str, runs: str | None = None) -> dict[str, Config]:
-    """The configs of a data set by name. Values that begin with runs/DATASET begin with `runs`
-    instead."""
-    root, old = Path(os.environ.get("CONFIGS", "configs")), f"runs/{dataset}"
+def moved_to(values: dict, dataset: str, runs: str) -> list[str]:
+    """Overrides by which values that begin with runs/DATASET begin with `runs` instead."""
+    old = f"runs/{dataset}"
+    if runs == old:
+        return []
+    return [
+        f"{key}={runs}{value[len(old) :]}"
+        for key, value in _strings(values)
+        if f"{value}/".startswith(f"{old}/")
+    ]
+
+
+def read_configs(
+    dataset: str, runs: str | None = None, root: Path | None = None
+) -> dict[str, Config]:
+    """The configs of a data set by name, in `root` (None: configs/). Values that begin with
+    runs/DATASET begin with `runs` instead."""
+    root = root or Path(os.environ.get("CONFIGS", "configs"))
     known = [folder.name for folder in root.glob("*") if folder.is_dir()]
     if dataset not in known:
         raise UserError(f"unknown data set '{dataset}'{nearest(dataset, known)}")
     configs = {}
     for file in sorted((root / dataset).glob("*.yaml"), key=lambda file: file.stem):
-        values, moved = read_config(file), []
-        if runs and runs != old:
-            moved = [
-                f"{key}={runs}{value[len(old) :]}"
-                for key, value in _strings(values)
-                if f"{value}/".startswith(f"{old}/")
-            ]
+        values = read_config(file)
+        moved = moved_to(values, dataset, runs) if runs else []
         if kind := _kind(values):
             configs[file.stem] = Config(file, kind, moved, apply_overrides(values, moved))
     return configs
@@ -94,8 +107,12 @@ class Planner:
 
     def needs(self, name: str, overrides: list[str] = ()) -> list[str]:
         values = apply_overrides(self.configs[name].values, overrides)
+        return [other for other in self.makers_of(values) if other != name]
+
+    def makers_of(self, values: dict) -> list[str]:
+        """The configs that make what `values` name."""
         found = [self.makers.get(os.path.normpath(value)) for _, value in _strings(values)]
-        return [other for other in dict.fromkeys(found) if other not in (None, name)]
+        return [other for other in dict.fromkeys(found) if other is not None]
 
     def everything(self) -> list[str]:
         """The runs that no other config needs."""
@@ -115,6 +132,13 @@ class Planner:
         steps: dict[str, Step] = {}
         for name in sorted(goals, key=lambda name: self.configs[name].kind == "sweep"):
             self._add(name, goals, overrides, steps, ())
+        return list(steps.values())
+
+    def preparations(self, names: list[str]) -> list[Step]:
+        """What there has to be for others that need what the configs `names` make."""
+        steps: dict[str, Step] = {}
+        for name in names:
+            self._add(name, [], [], steps, ())
         return list(steps.values())
 
     def _add(
@@ -157,6 +181,18 @@ class Planner:
             if (self.shipped / data).is_dir():
                 return Step(Job(name, ()), str(self.shipped / data), folder)
         return None
+
+
+def copy_shipped(steps: list[Step]) -> None:
+    """Puts the shipped teachers among `steps` to where their configs would put them."""
+    for step in steps:
+        if not step.job.command and step.state != "there":
+            print(
+                f"starting from the shipped teacher {step.state} (SHIPPED=no trains one)",
+                file=sys.stderr,
+            )
+            with whole_folder(step.folder) as partial:
+                shutil.copytree(step.state, partial, dirs_exist_ok=True)
 
 
 def _is_weights_alone(folder: Path) -> bool:

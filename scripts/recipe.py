@@ -19,14 +19,11 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
-import sys
 from pathlib import Path
 
 from core.errors import UserError, command_line, nearest
-from core.files import whole_folder
 from scripts.lanes import run_jobs
-from scripts.planner import Planner, read_configs
+from scripts.planner import Planner, copy_shipped, read_configs
 
 
 @command_line
@@ -67,14 +64,7 @@ def main() -> None:
             command = shlex.join(("python", *step.job.command[1:])) if step.job.command else "-"
             print(f"{step.job.name:<18} {step.state:<6} {command}")
         return
-    for step in steps:
-        if not step.job.command and step.state != "there":
-            print(
-                f"starting from the shipped teacher {step.state} (SHIPPED=no trains one)",
-                file=sys.stderr,
-            )
-            with whole_folder(step.folder) as partial:
-                shutil.copytree(step.state, partial, dirs_exist_ok=True)
+    copy_shipped(steps)
     run_jobs([step.job for step in steps if step.job.command], a.lanes)
 
 

@@ -56,14 +56,19 @@ def main() -> None:
     arguments = parser.parse_args()
 
     values = read_config(arguments.config, arguments.overrides)
+    train(resolved(values, arguments.config), arguments.cpu)
+
+
+def resolved(values: dict, source: str) -> RunConfig:
+    """The values of a run's config, with the section of its method typed."""
     method_section = values.get("method")
     if not isinstance(method_section, dict) or "name" not in method_section:
-        raise UserError(
-            f"{arguments.config}: key 'method.name' is missing (one of {', '.join(METHODS)})"
-        )
-    cls = method_class(method_section["name"])
-    config = parse_run_config(values, cls, arguments.config)
+        raise UserError(f"{source}: key 'method.name' is missing (one of {', '.join(METHODS)})")
+    return parse_run_config(values, method_class(method_section["name"]), source)
 
+
+def train(config: RunConfig, cpu: bool = False) -> None:
+    """Trains the run, or goes on with it, or does nothing where it is finished."""
     from pathlib import Path
 
     from accelerate import Accelerator
@@ -73,7 +78,8 @@ def main() -> None:
     from core.training.trainer import Trainer
 
     check_run_folder(config, Path(config.run))  # before anything slow
-    accelerator = Accelerator(cpu=start_processes(arguments.cpu).device.type == "cpu")
+    accelerator = Accelerator(cpu=start_processes(cpu).device.type == "cpu")
+    cls = method_class(config.method.name)
     method = cls.from_config(
         config.method,
         Context(config.data, config.model, config.train.seed, accelerator.device, load),

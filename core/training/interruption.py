@@ -6,10 +6,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What Ctrl-C, `kill`, and Slurm (before the end of a job, if asked to) send
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)
+# What Ctrl-C, `kill`, and Slurm (before the end of a job, if asked to; submitit asks for SIGUSR2,
+# which reaches every process of the job) send
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 class Interruption:

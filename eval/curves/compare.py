@@ -3,9 +3,11 @@ than its error."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy import stats
 
 from core.errors import UserError, nearest
@@ -16,7 +18,7 @@ from eval.text import one_line, text_table
 # What a selector may name
 KEYS = (
     "method", "run", "ema", "sampler", "guidance_scale", "threshold", "grid", "config_sha256",
-    "seed", *Protocol._fields, "steps", "weights_sha256", "fid_error",
+    "seed", "train_seed", *Protocol._fields, "steps", "weights_sha256", "fid_error", "train_images",
 )  # fmt: skip
 SIGNIFICANT = 2.0  # |z| from which a difference is more than its error, where that is well known
 
@@ -25,13 +27,15 @@ SIGNIFICANT = 2.0  # |z| from which a difference is more than its error, where t
 class Comparison:
     """One point. at: steps or network evaluations; a, b: the distances (lower is better); error:
     the standard error of a - b; z: (a - b) / error; both None where a row has no error bar. needed:
-    the |z| from which it is more than its error."""
+    the |z| from which it is more than its error. seeds: training seeds of a and of b; from two on
+    the error is that of training."""
 
     at: float
     a: float
     b: float
     error: float | None
     needed: float = SIGNIFICANT
+    seeds: tuple[int, int] = (1, 1)
 
     @property
     def difference(self) -> float:
@@ -95,7 +99,7 @@ def select(rows: list[Row], selector: str) -> list[Row]:
             raise UserError(f"'{selector}': unknown key '{key}'{nearest(key, KEYS)}")
         wanted[key] = value
     points = measured(rows)
-    chosen = [row for row in points if all(_same(getattr(row, k), v) for k, v in wanted.items())]
+    chosen = [row for row in points if all(_is(row, k, v) for k, v in wanted.items())]
     if not chosen:
         key, value = next(
             ((k, v) for k, v in wanted.items() if not any(_same(getattr(r, k), v) for r in points)),
@@ -104,6 +108,11 @@ def select(rows: list[Row], selector: str) -> list[Row]:
         known = nearest(value, {getattr(row, key) for row in points}) if key and points else ""
         raise UserError(one_line(f"no row is '{selector}'{known}"))
     return list({row.key: row for row in chosen}.values())
+
+
+def _is(row: Row, key: str, text: str) -> bool:
+    """A run is meant by its name, or by that of all its seeds."""
+    return _same(getattr(row, key), text) or (key == "run" and seedless(row) == text)
 
 
 def _same(stored, text: str) -> bool:
@@ -122,22 +131,48 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _points(rows: list[Row], by: str, name: str) -> dict[float, Row]:
-    points: dict[float, Row] = {}
+def seedless(row: Row) -> str:
+    """The name of the row's run without its training seed at the end: "flow" of "flow-seed3"
+    trained with seed 3. Runs that differ in nothing else are seeds of one thing."""
+    if row.train_seed is None:
+        return row.run
+    return re.sub(rf"(?<=.)[-_.]?(seed[-_]?)?(?<!\d){row.train_seed}$", "", row.run)
+
+
+# What may differ between training seeds of one thing
+OF_A_SEED = ("train_seed", "run", "config_sha256", "seed", "weights_sha256")
+
+
+def _points(rows: list[Row], by: str, name: str) -> dict[float, list[Row]]:
+    """The rows of each point: one, or one for each training seed."""
+    points: dict[float, list[Row]] = {}
     for row in rows:
         at = round(getattr(row, by), 6)
-        if (other := points.setdefault(at, row)) is not row:
-            key = next((k for k in KEYS if getattr(row, k) != getattr(other, k)), None)
-            if key is None:
-                raise UserError(f"{name} has rows at {by} = {at:g} that differ in options alone")
-            mine, theirs = getattr(row, key), getattr(other, key)
-            raise UserError(
-                one_line(
-                    f"{name} has several rows at {by} = {at:g}, which differ in {key} ({theirs} "
-                    f"and {mine}): say which, for example {name.split(',')[0]},{key}={mine}"
-                )
-            )
+        for other in points.setdefault(at, []):
+            _check_seeds(row, other, f"{name} has several rows at {by} = {at:g}", name)
+        points[at].append(row)
     return points
+
+
+def _check_seeds(row: Row, other: Row, where: str, name: str) -> None:
+    """Raises UserError where two rows are more than two training seeds of one thing."""
+    known = None not in (row.train_seed, other.train_seed)
+    if known and row.train_seed != other.train_seed and seedless(row) == seedless(other):
+        keys = [key for key in KEYS if key not in OF_A_SEED]
+    else:
+        keys = KEYS
+    key = next((k for k in keys if getattr(row, k) != getattr(other, k)), None)
+    if key is None and keys is not KEYS and row.options == other.options:
+        return
+    if key is None:
+        raise UserError(f"{where}, which differ in options alone")
+    mine, theirs = getattr(row, key), getattr(other, key)
+    raise UserError(
+        one_line(
+            f"{where}, which differ in {key} ({theirs} and {mine}): say which, for example "
+            f"{name.split(',')[0]},{key}={mine}"
+        )
+    )
 
 
 def compare(
@@ -145,9 +180,12 @@ def compare(
 ) -> dict[Protocol, list[Comparison]]:
     """The points that both series have, sorted, by each protocol that both were measured with.
 
-    The two errors are combined as if independent. Rows of one seed share their noise, which usually
-    correlates them, so that the true error is rather smaller. Neither includes what another
-    training run would change.
+    Several training seeds of a run count as one thing. With two or more of both, the error is that
+    of training: paired where both have the same seeds, else combined as if independent.
+
+    With one seed, the errors of the two rows are combined as if independent. Rows of one seed share
+    their noise, which usually correlates them, so that the true error is rather smaller. Neither
+    includes what another training run would change.
 
     Args:
         a, b: rows, from `select`. by: "steps" or "nfe". names: of the two, for messages.
@@ -173,11 +211,47 @@ def compare(
     return results
 
 
-def _comparison(at: float, x: Row, y: Row) -> Comparison:
+def _comparison(at: float, one: list[Row], two: list[Row]) -> Comparison:
+    means, seeds = (
+        [float(np.mean([r.fid for r in rows])) for rows in (one, two)],
+        (len(one), len(two)),
+    )
+    if min(seeds) >= 2:
+        error, degrees = _training_error(one, two)
+        needed = float(stats.t.isf(stats.norm.sf(SIGNIFICANT), degrees))
+        return Comparison(at, *means, error, needed, seeds)
+    # The seed that both have, so that several seeds do not count as more than the one beside them
+    known = {row.train_seed for row in one} & {row.train_seed for row in two}
+    x, y = (next((r for r in rows if r.train_seed in known), rows[0]) for rows in (one, two))
     errors = standard_error(x), standard_error(y)
     if None in errors:
         return Comparison(at, x.fid, y.fid, None)
     return Comparison(at, x.fid, y.fid, (errors[0] ** 2 + errors[1] ** 2) ** 0.5, needed_z(x, y))
+
+
+def _training_error(one: list[Row], two: list[Row]) -> tuple[float, float]:
+    """The standard error of the difference of two means over training seeds, and its degrees of
+    freedom."""
+    a, b = ({row.train_seed: row.fid for row in rows} for rows in (one, two))
+    if a.keys() == b.keys():
+        differences = [a[seed] - b[seed] for seed in a]
+        return float(np.std(differences, ddof=1)) / len(a) ** 0.5, len(a) - 1
+    parts = [(np.var(list(v.values()), ddof=1) / len(v), len(v) - 1) for v in (a, b)]
+    variance = sum(part for part, _ in parts)
+    spent = sum(part**2 / degrees for part, degrees in parts)
+    return float(variance) ** 0.5, float(variance**2 / spent) if spent else parts[0][1]
+
+
+def seeds_words(points: list[Comparison], names: Sequence[str]) -> str:
+    """What the error is of, in a line."""
+    fewest = [min(point.seeds[i] for point in points) for i in (0, 1)]
+    if min(fewest) >= 2:
+        counts = " and ".join(f"{n} of {name}" for n, name in zip(fewest, names, strict=True))
+        return f"mean over training seeds: {counts}; the error is that of training"
+    return (
+        "one training seed compared: the error is that of the samples alone, and another training "
+        "would change more"
+    )
 
 
 def _in_the_way(a: list[Row], b: list[Row], names: Sequence[str]) -> str:

@@ -16,18 +16,15 @@ from eval.settings import normal
 Name = Annotated[str, Field(min_length=1)]
 
 
-class SweepEntry(Strict):
-    """One run, measured with every combination of samplers, steps and guidance_scales.
+class Sampled(Strict):
+    """How a model is sampled: every combination of samplers, steps and guidance_scales.
 
     Where `samplers` is null, the model is sampled as it is meant to be, apart from what is given
     here. A sampler that is named begins with everything off that is not given.
     """
 
-    run: Name
-    """folder, or name of a published checkpoint"""
     weights: Literal["ema", "raw"] = "ema"
-    method: Name | None = None
-    """what the rows call it; null: the method named in the run's config"""
+    """the moving average, or the network itself"""
     samplers: tuple[str, ...] | None = Field(default=None, min_length=1)
     """null: the model's own"""
     steps: tuple[Steps, ...] | None = Field(default=None, min_length=1)
@@ -63,14 +60,18 @@ class SweepEntry(Strict):
         return found
 
 
-class SweepConfig(Strict):
-    """Which runs are measured, with what, and where the rows go."""
+class SweepEntry(Sampled):
+    """One run, and how it is sampled."""
 
-    out: Name
-    """the curves file"""
-    runs: str | None = None
-    """folder that the entries' runs are relative to; null: the current one. What is not there, such
-    as a published checkpoint's name, is looked for as it is written"""
+    run: Name
+    """folder, or name of a published checkpoint"""
+    method: Name | None = None
+    """what the rows call it; null: the method named in the run's config"""
+
+
+class Measured(Strict):
+    """What is measured of samples, whatever they are samples of."""
+
     extractor: str | Annotated[tuple[str, ...], Field(min_length=1)]
     """feature extractor, or several, which share the samples"""
     extractor_weights: str | None = None
@@ -104,11 +105,6 @@ class SweepConfig(Strict):
     sweeps; the rows name it with the device, since it changes the last bits"""
     cache: Name = "runs/.cache/reference"
     """folder of the reference's features"""
-    data: DataConfig | None = None
-    """what runs are compared with that do not know what they were trained on, such as published
-    checkpoints; a run that knows must have the same"""
-    entries: tuple[SweepEntry, ...] = Field(min_length=1)
-    """what is measured"""
 
     @field_validator("device")
     @classmethod
@@ -118,7 +114,7 @@ class SweepConfig(Strict):
         return device
 
     @model_validator(mode="after")
-    def _sensible(self) -> SweepConfig:
+    def _sensible(self) -> Measured:
         if self.sets == 2:
             raise ValueError("sets = 2: 1 (with a bootstrapped error bar), or at least 3")
         if self.bootstrap == 1:
@@ -139,3 +135,18 @@ class SweepConfig(Strict):
     def total(self) -> int:
         """Images per point."""
         return self.n * self.sets
+
+
+class SweepConfig(Measured):
+    """Which runs are measured, with what, and where the rows go."""
+
+    out: Name
+    """the curves file"""
+    runs: str | None = None
+    """folder that the entries' runs are relative to; null: the current one. What is not there, such
+    as a published checkpoint's name, is looked for as it is written"""
+    data: DataConfig | None = None
+    """what runs are compared with that do not know what they were trained on, such as published
+    checkpoints; a run that knows must have the same"""
+    entries: tuple[SweepEntry, ...] = Field(min_length=1)
+    """what is measured"""

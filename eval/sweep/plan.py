@@ -174,6 +174,7 @@ def measurement(
         "train_seconds": run.train_seconds,
         "config_sha256": run.config_sha256,
         "weights_sha256": run.weights_sha256,
+        "train_seed": run.train_seed,
     }
     stratified = bool(run.spec.num_classes)
     shared = _shared(config, data, extractor, config.n, config.sets, stratified)

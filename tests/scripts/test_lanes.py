@@ -93,6 +93,17 @@ def test_a_failure_stops_all(log, lanes, capfd):
     assert capfd.readouterr().err == "bad failed (exit code 3)\n"
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_failure_may_stop_nothing_but_what_needs_it(log, lanes, capfd):
+    """When asked: what needs a failed job never begins, nor what needs that."""
+    jobs = [job("bad", code=3), job("never", after="bad"), job("last", after="never"), job("good")]
+    jobs += [job("next", after="good"), job("worse", code=4)]
+    assert run_jobs(jobs, lanes, keep_going=True) == {"bad": 3, "worse": 4}
+    begun = {line.removeprefix("begin ") for line in order(log) if line.startswith("begin")}
+    assert begun == {"bad", "good", "next", "worse"}
+    assert capfd.readouterr().err == "bad failed (exit code 3)\nworse failed (exit code 4)\n"
+
+
 def test_a_killed_job_is_a_failure(log):
     killed = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(SystemExit) as stop:

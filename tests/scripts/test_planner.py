@@ -228,3 +228,18 @@ def test_a_dry_run_makes_nothing(runs, capsys):
     assert teacher.split() == ["teacher", "teachers/shipped/digits", "-"]
     assert student.startswith("progressive        new    python -m scripts.train configs/digits/")
     assert f"'run={runs}/progressive' 'method.teacher={runs}/teacher'" in student
+
+
+def test_a_study_beside_the_configs_makes_nothing(tmp_path, runs, monkeypatch):
+    """Its values are those of the run that it is based on, and would make the same folder."""
+    shutil.copytree(ROOT / "configs" / "digits", tmp_path / "configs" / "digits")
+    study = tmp_path / "configs" / "digits" / "study.yaml"
+    study.write_text("base: flow.yaml\nquestion: why?\nseeds: [0]\n")
+    monkeypatch.setenv("CONFIGS", str(tmp_path / "configs"))
+    planner = Planner(read_configs("digits", str(runs)), SHIPPED)
+    assert "study" not in planner.configs
+    assert [step.job.name for step in planner.preparations(["reflow", "flow_pairs"])] == [
+        "flow",
+        "flow_pairs",
+        "reflow",
+    ]

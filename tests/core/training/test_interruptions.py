@@ -54,7 +54,7 @@ def lines(run: Path) -> list[dict]:
 LOG = {"metrics_every": 256, "checkpoint_every": 640}  # no multiple of each other
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_to_the_bit(tmp_path, number):
     """Also the lines of metrics.jsonl are those of a run left alone."""
     run = tmp_path / "stopped"

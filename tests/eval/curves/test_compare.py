@@ -8,9 +8,10 @@ import sys
 
 import pytest
 import torch
+from scipy import stats
 
 from core.errors import UserError
-from eval.curves.compare import compare, select, standard_error
+from eval.curves.compare import compare, seedless, seeds_words, select, standard_error
 from eval.rows import Row
 from tests.helpers.rows import changed, row
 
@@ -119,6 +120,65 @@ def test_selection():
     ]  # measured again: the last counts
 
 
+def trained(name: str, of: int | None, fid: float, **changes) -> Row:
+    """A row of one training seed, in the folder NAME-seedN."""
+    run = name if of is None else f"{name}-seed{of}"
+    one_of = {"run": run, "config_sha256": run, "weights_sha256": run, "train_seed": of}
+    return row(name, 1, fid, fid_std=0.3, **one_of | changes)
+
+
+def test_training_seeds_of_a_run_are_one_thing():
+    """Paired where both have the same seeds, as scipy pairs them; sampled with noise of their own
+    or not. In another order it is the same."""
+    fids = {"a": [10.0, 14.0, 12.5, 19.0], "b": [11.5, 15.0, 14.5, 20.2]}
+    a, b = ([trained(n, s, fid, seed=s) for s, fid in enumerate(fids[n])] for n in "ab")
+    (point,) = compare(a, b[::-1])[PROTOCOL]
+    expected = stats.ttest_rel(fids["a"], fids["b"])
+    assert point.z == pytest.approx(expected.statistic) and point.seeds == (4, 4)
+    assert point.difference == pytest.approx(-1.425) and point.verdict == "a"
+    assert point.needed == pytest.approx(stats.t.isf(stats.norm.sf(2.0), 3))
+    assert "4 of x and 4 of y; the error is that of training" in seeds_words([point], ("x", "y"))
+    assert [r.run for r in select(a + b, "run=a")] == [r.run for r in a]  # of all its seeds
+
+
+def test_other_training_seeds_are_compared_as_independent():
+    a = [trained("a", s, fid) for s, fid in [(0, 3.0), (1, 4.0), (2, 5.5)]]
+    b = [trained("b", s, fid) for s, fid in [(5, 6.0), (6, 8.0)]]
+    (point,) = compare(a, b)[PROTOCOL]
+    expected = stats.ttest_ind([3.0, 4.0, 5.5], [6.0, 8.0], equal_var=False)
+    assert point.z == pytest.approx(expected.statistic)
+    assert point.needed == pytest.approx(stats.t.isf(stats.norm.sf(2.0), expected.df))
+
+
+def test_one_training_seed_is_said_and_counts_as_before():
+    """Beside several, the one that both have."""
+    a = [trained("a", s, fid) for s, fid in [(0, 3.0), (1, 4.0)]]
+    b = [trained("b", 1, 5.0)]
+    (point,) = compare(a, b)[PROTOCOL]
+    assert (point.a, point.b, point.seeds) == (4.0, 5.0, (1, 1))
+    assert point.error == pytest.approx(0.3 * 2**0.5)
+    assert "one training seed compared" in seeds_words([point], ("a", "b"))
+    old = compare([trained("a", None, 3.0)], [trained("b", None, 5.0)])[PROTOCOL][0]
+    assert old.seeds == (1, 1)
+
+
+def test_what_differs_in_more_than_the_seed_is_not_one_thing():
+    a = [trained("a", s, 3.0 + s) for s in (0, 1)]
+    for other, key in (
+        (trained("a", 1, 3.0, run="c-seed1"), "run"),  # of another run
+        (trained("a", 1, 3.0, ema="half-life 3"), "ema"),
+        (trained("a", 1, 3.0, sampler="heun"), "sampler"),
+        (trained("a", 1, 3.0, train_images=7), "train_images"),  # of another budget
+        (trained("a", None, 3.0, run="a"), "run"),  # of a seed that nobody knows
+        (trained("a", 0, 3.0, run="a-seed0", weights_sha256="x"), "weights_sha256"),  # seed twice
+    ):
+        with pytest.raises(UserError, match=f"differ in {key}"):
+            compare([a[0], other], B)
+    names = {"flow-seed3": "flow", "flow-3": "flow", "flow_seed_3": "flow", "flow-13": "flow-13",
+             "3": "3", "flow": "flow", "flow-seed4": "flow-seed4"}  # fmt: skip
+    assert {name: seedless(trained("a", 3, 1.0, run=name)) for name in names} == names
+
+
 def test_command_line(tmp_path, monkeypatch, capsys):
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     one.write_text("".join(r.json_line() + "\n" for r in A + B))
@@ -139,6 +199,8 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         and " ".join(lines[2].split()) == "1 10 11 -1 0.5 0.909 -2.0 a is better"
     )
     assert lines[4].endswith("within the error")
+    assert run(one, "--a", "a", "--b", "b") == 0
+    assert capsys.readouterr().err.startswith("one training seed compared")
     mixed = tmp_path / "mixed.jsonl"  # as a sweep that was interrupted and extended leaves it
     order = [(449, 1, 1.0), (1000, 1, 2.0), (449, 2, 3.0)]
     lines = [row(name, steps, fid, n=n) for n, steps, fid in order for name in "ab"]

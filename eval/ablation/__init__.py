@@ -1,0 +1,1 @@
+"""Ablations: a question, the cells that answer it, and what they say with which certainty."""

@@ -1,0 +1,91 @@
+"""The plan of a study in words: its cells, what is done, and what the rest will cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+
+import yaml
+
+from core.files import read_text
+from core.training.config import BudgetConfig
+from eval.ablation.cells import Cell, Note, is_open, named
+from eval.ablation.results import Study
+from eval.sweep.run import duration
+from eval.text import counted, one_line, text_table
+from scripts.planner import Step
+from scripts.train import resolved
+
+
+def plan_words(study: Study, steps: list[Step], runs: Path) -> str:
+    """The question, a line for each cell, what its cells need, and the price of what is to do."""
+    config, states = study.config, {}
+    for trial, note in zip(study.trials, study.notes, strict=True):
+        states.setdefault(id(trial.cell), []).append(f"{trial.seed} {_state(note)}")
+    lines = [["cell", "run", "seeds"]]
+    for cell in study.cells:
+        seeds = ", ".join(states.get(id(cell), ()))
+        lines.append([named(config, cell.levels), cell.name or "-", cell.problem or seeds])
+    first = [f"{step.job.name} ({step.state})" for step in steps]
+    needed = f"\nfirst: {', '.join(first)}" if first else ""
+    return (
+        f"{one_line(config.question)}\n{text_table(lines, (0, 1, 2))}{needed}\n{_cost(study, runs)}"
+    )
+
+
+def _state(note: Note | None) -> str:
+    if note is None:
+        return "to do"
+    return "done" if note.failed is None else "diverged" if note.diverged else "failed"
+
+
+def _cost(study: Study, runs: Path) -> str:
+    pairs = list(zip(study.trials, study.notes, strict=True))
+    todo = [trial for trial, note in pairs if is_open(note)]
+    every, words = [trial.cell for trial in study.trials], []
+    known = prices(runs)
+    for trials, which in ((every, "in all"), ([t.cell for t in todo], "to do")):
+        evals, images, seconds = 0.0, 0, 0.0
+        for cell in trials:
+            method, budget = _budget(cell)
+            per_eval = known.get(method)
+            if budget.evals is None:
+                images += budget.images
+                seconds = None
+            else:
+                evals += budget.evals
+                if seconds is not None:
+                    seconds = seconds + budget.evals * per_eval if per_eval else None
+        amount = [f"{evals:.3g} network evaluations"] if evals or not images else []
+        amount += [f"{images:,} images"] if images else []
+        time = "time unknown" if seconds is None else f"about {duration(seconds)} of training"
+        time = "nothing" if not trials else time
+        words.append(f"{which}: {counted(len(trials), 'training')}, {' and '.join(amount)}, {time}")
+    return "\n".join(words)
+
+
+def _budget(cell: Cell) -> tuple[str, BudgetConfig]:
+    config = resolved({**cell.values, "run": "run"}, cell.name)
+    return config.method.name, config.budget
+
+
+def prices(runs: Path) -> dict[str, float]:
+    """Seconds of training per network evaluation, by method: the median of the runs that are
+    there, and of what studies trained."""
+    found: dict[str, list[float]] = {}
+    for price in _price_files(runs):
+        paid = json.loads(read_text(price))
+        config = yaml.safe_load(read_text(price.parents[2] / "config.yaml"))
+        if paid["evals"] and paid["seconds"]:
+            name = config["method"]["name"]
+            found.setdefault(name, []).append(paid["seconds"] / paid["evals"])
+    return {name: median(values) for name, values in found.items()}
+
+
+def _price_files(runs: Path) -> Iterable[Path]:
+    for folder in (runs, runs / "ablations"):
+        for price in sorted(folder.glob("*/checkpoints/*/price.json")):
+            if (price.parents[2] / "config.yaml").is_file():
+                yield price
