@@ -7,4 +7,6 @@ if [ "${1:-}" = "--all" ]; then
     shift
     set -- -m "" "$@"
 fi
-python -m pytest "$@"
+# A process for each core, at most 4, and a thread in each; the tests of a file share their fixtures
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

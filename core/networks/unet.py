@@ -37,7 +37,7 @@ class UNetConfig(NetworkBase):
     attention: tuple[Annotated[int, Field(ge=0)], ...] = (1,)
     """levels with self-attention, 0 = finest"""
     head_width: int = Field(default=32, ge=1)
-    """channels per attention head"""
+    """channels per attention head; a level with fewer has one head"""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """rate inside the residual blocks"""
     patch: int = Field(default=1, ge=1, le=4096)
@@ -209,7 +209,7 @@ class UNet(nn.Module):
             )
         for level in attention:
             heads = max(1, widths[level] // head_width)
-            if head_width > widths[level] or widths[level] % heads:
+            if widths[level] % heads:
                 raise UserError(
                     f"network.head_width={head_width} does not divide the {widths[level]} channels "
                     f"of level {level}, which network.attention names"

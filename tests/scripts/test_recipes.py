@@ -92,7 +92,7 @@ def test_recipes(dataset, tmp_path, monkeypatch):
 
     def short_plan(*given, plan=eval.sweep.run.plan):
         tasks = plan(*given)
-        return [t for t in tasks if t.steps <= 4] or tasks[:1]
+        return [t for t in tasks if t.setting.steps <= 4] or tasks[:1]
 
     monkeypatch.setattr(eval.sweep.run, "plan", short_plan)
     curve = [
