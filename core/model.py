@@ -101,6 +101,8 @@ class ModelSpec(ModelConfig):
 def upgraded(spec: dict) -> dict:
     """A spec as earlier versions wrote it, in today's keys: they named the boundary of a
     consistency function beside the prediction v."""
+    if not isinstance(spec, dict):
+        return spec
     spec = dict(spec)
     t_min, sigma_data = spec.pop("boundary_t_min", None), spec.pop("boundary_sigma_data", 1.0)
     if t_min is not None:

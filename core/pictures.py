@@ -18,12 +18,13 @@ SAMPLES = re.compile(r"samples/[\w+.-]+\.png")
 DRAWABLE = (1, 3, 4)  # channels: grey, RGB, RGBA
 
 
-def check_drawable(channels: int) -> None:
-    """Raises UserError where images of so many channels are no picture."""
+def check_drawable(channels: int, instead: str = "") -> None:
+    """Raises UserError, with what to give `instead`, where images of so many channels are no
+    picture."""
     if channels not in DRAWABLE:
         raise UserError(
             f"images of {channels} channels cannot be written as pictures, only those of "
-            f"{', '.join(map(str, DRAWABLE))}"
+            f"{', '.join(map(str, DRAWABLE))}{f': give {instead}' * bool(instead)}"
         )
 
 
@@ -52,11 +53,16 @@ def read_samples(folder: Path, name: object) -> tuple[bytes, int, int]:
     """The PNG file that a row names as its samples, and the picture's width and height.
 
     Raises:
-        UserError: see samples_file; or it is not there, or no whole PNG.
+        UserError: see samples_file and read_png.
     """
+    return read_png(samples_file(folder, name))
+
+
+def read_png(file: Path) -> tuple[bytes, int, int]:
+    """A PNG file, and the picture's width and height; raises UserError where it is not there, or no
+    whole PNG."""
     from PIL import Image
 
-    file = samples_file(folder, name)
     try:
         png = file.read_bytes()
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:

@@ -163,7 +163,13 @@ class Role:
         return {"optimizer": self.optimizer.state_dict(), "averages": averages}
 
     def load_state(self, state: dict) -> None:
+        """Takes up what `state` gave; raises ValueError, or what its parts do, where it is another
+        network's."""
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameter.shape:
+                    raise ValueError(f"{name} has the shape {tuple(moments[name].shape)}")
         for name, values in state["averages"].items():
             self.averages[name].step.fill_(values["step"])
             self.averages[name].initted.fill_(values["initted"])

@@ -77,8 +77,9 @@ def cache_file(data: ImageData, extractor: Extractor, cache: Path) -> Path:
     )
 
 
-def _read(path: Path) -> dict[str, Tensor] | None:
-    found = read_tensors(path, "computing it again")
+def _read(path: Path, *names: str) -> dict[str, Tensor] | None:
+    """The tensors of these names."""
+    found = read_tensors(path, "computing it again", names)
     return found[0] if found else None
 
 
@@ -90,7 +91,7 @@ def ship(data: ImageData, extractor: Extractor, cache: str | Path, folder: Path)
         UserError: it has not been computed yet.
     """
     source = cache_file(data, extractor, Path(cache))
-    tensors = _read(source)
+    tensors = _read(source, "mean", "cov")
     if tensors is None:
         raise UserError(
             f"{source} does not exist: measure something with this extractor first (python -m scripts.evaluate)"
@@ -104,7 +105,7 @@ def ship(data: ImageData, extractor: Extractor, cache: str | Path, folder: Path)
 
 def _shipped(path: Path) -> Statistics | None:
     """Mean and covariance as `ship` wrote them; None if there is no such file."""
-    tensors = _read(path)
+    tensors = _read(path, "mean", "cov_upper")
     if tensors is None:
         return None
     D = len(tensors["mean"])
@@ -134,14 +135,14 @@ def reference_for(
             already.
     """
     path = cache_file(data, extractor, Path(cache))
-    tensors = _read(path)
+    tensors = _read(path, "mean", "cov", "features")
     if tensors is None and (given := _shipped(SHIPPED / path.name)) is not None:
         return Reference(given, None, len(data), data.sha256)
     if tensors is None:
         parts = path.with_suffix(".parts")
         files = [parts / f"{first:08d}.safetensors" for first in range(0, len(data), PART)]
         ready = [
-            _read(file) for file in files
+            _read(file, "features") for file in files
         ]  # before anything is written, so that all processes see the same
         found = []
         if any(ready) and writes:

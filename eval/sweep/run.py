@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from core.data import DataConfig, ImageData
 from core.errors import UserError
-from core.pictures import save_png, tile
+from core.pictures import check_drawable, save_png, tile
 from core.processes import start_processes
 from core.runs import Load
 from eval.curves_file import append_row, drop_torn_line, only_writer, read_rows
@@ -80,6 +80,8 @@ class Sweep:
         source = data_of(config, self.points[0].run)
         self.data = source.load(config.reference)
         _check_fit(self.points, self.data)
+        if config.keep_samples:
+            check_drawable(self.data.channels, "keep_samples=0")
         self.extractors = _extractors(config, self.data, self.device)
         self.floor_data = _floor_data(config, source)
         check_sizes(self.data, self.floor_data)
