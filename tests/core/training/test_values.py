@@ -93,6 +93,33 @@ def median_age(past: torch.Tensor) -> float:
     return k - 1 + (before - math.log(0.5)) / (before - after)
 
 
+@pytest.mark.parametrize(
+    ("steps", "half_life", "power"),
+    [(300, 40.0, 2 / 3), (300, 40.0, None), (60, 1e6, 2 / 3), (2, 40.0, 2 / 3), (1, 40.0, 2 / 3)],
+)
+def test_the_half_life_that_runs_and_rows_name_is_the_true_one(steps, half_life, power):
+    """In the warm-up, too, where the configured one is a cap. The second update has the decay 1 -
+    2^(-2/3) = 0.37, which falls to a half in 0.697 of a step."""
+    role = begun(nn.Linear(steps, 1), OptimizerConfig(), 4, half_life=half_life, power=power)
+    past = weights_of_the_past(role, steps)
+    if steps > 2:
+        assert role.half_life() == pytest.approx(4 * median_age(past), rel=1e-3)
+    else:
+        assert role.half_life() == pytest.approx({2: 4 * 0.697, 1: 4.0}[steps], rel=1e-3)
+    if steps == 300:
+        assert role.half_life() == pytest.approx(half_life, rel=1e-3)
+
+
+def test_half_life_of_a_stage_begins_anew():
+    role = begun(nn.Linear(3, 1), OptimizerConfig(), 4, half_life=1e6, power=None)
+    assert role.half_life() == 0
+    for _ in range(3):
+        role.step(0, 0.0)
+    assert role.half_life() == 12  # the weights that it began with are most of it
+    role.begin_stage()
+    assert role.half_life() == 0
+
+
 @pytest.mark.parametrize(("steps", "power"), [(300, 2 / 3), (300, None)])
 def test_half_of_an_average_is_what_its_half_life_says(steps, power):
     """After the warm-up: a half-life of 40 images in batches of 4 is 10 steps."""
