@@ -24,8 +24,10 @@ from core.weights import load_weights, read_spec
 class Run:
     """A trained model with its origin.
 
-    ema: which weights these are, for the protocol of a row; train_*: the price and the seed of
-    training, None like `data` where a model that was trained elsewhere does not say.
+    ema: which weights these are: "raw", "average", what another format says, or the configured
+    half-life, where a run of an earlier version does not know the true one; ema_half_life: images
+    that make up half of the average. train_*: the price and the seed of training, None like `data`
+    where a model that was trained elsewhere does not say.
     """
 
     folder: Path
@@ -41,17 +43,30 @@ class Run:
     train_evals: float | None
     train_seconds: float | None
     train_seed: int | None = None
+    ema_half_life: float | None = None
     more_weights: tuple[Path, ...] = ()  # the other files, where they are in shards
 
     @property
     def spec(self) -> ModelSpec:
         return self.model.spec
 
+    @property
+    def weights(self) -> str:
+        """Which weights these are, in words."""
+        return weights_in_words(self.ema, self.ema_half_life)
+
     @cached_property
     def weights_sha256(self) -> str:
         files = (self.weights_file, *self.more_weights)
         hashes = [sha256_of(file) for file in files]
         return hashes[0] if len(files) == 1 else sha256("".join(hashes).encode()).hexdigest()
+
+
+def weights_in_words(ema: str, half_life: float | None) -> str:
+    """An average by its half-life; one whose configured half-life alone is known is marked."""
+    if half_life is not None:
+        return f"half-life {half_life:.0f} images"
+    return f"{ema} (cap)" if ema.startswith("half-life") else ema
 
 
 class Format(NamedTuple):
@@ -131,6 +146,9 @@ def _read_run(
     folder: Path, origin: RunOrigin, checkpoint: Path, weights: str, device: torch.device | str
 ) -> Run:
     price = read_price(checkpoint)
+    half_life = price.half_life if weights == "ema" else None
+    configured = f"half-life {origin.ema.half_life:g} images"
+    average = configured if half_life is None else "average"
     file = checkpoint / f"{weights}.safetensors"
     check_file(file)
     model = read_spec(file).build()
@@ -143,11 +161,12 @@ def _read_run(
         teacher=price.teacher,
         model=model,
         data=origin.data,
-        ema=f"half-life {origin.ema.half_life:g} images" if weights == "ema" else "raw",
+        ema=average if weights == "ema" else "raw",
         config_sha256=price.config_sha256,
         weights_file=file,
         train_images=price.images,
         train_evals=price.evals,
         train_seconds=price.seconds,
         train_seed=origin.train.seed,
+        ema_half_life=half_life,
     )

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_vali
 
 from core.config import Strict
 from core.errors import UserError
+from core.runs import weights_in_words
 from core.sampling.solvers import OLD_NAMES
 from core.setting import GuidanceScale, Option, Setting, Steps, Threshold
 from eval.settings import normal
@@ -103,6 +104,9 @@ class Row(Strict):
     """of the bootstrap that fid_std comes from; 0: there was none"""
     train_seed: Whole | None = None
     """of the training; null where the model does not say"""
+    ema_half_life: NotNegative | None = None
+    """images that make up half of the average; null: not known, and a half-life in `ema` is the
+    configured one, which many runs did not reach"""
 
     @model_validator(mode="before")
     @classmethod
@@ -127,6 +131,11 @@ class Row(Strict):
     def is_floor(self) -> bool:
         """Whether the row compares real images with real images."""
         return self.sampler is None
+
+    @property
+    def weights(self) -> str | None:
+        """Which weights were sampled, in words; None for a floor."""
+        return self.ema and weights_in_words(self.ema, self.ema_half_life)
 
     @cached_property
     def setting(self) -> Setting | None:

@@ -54,6 +54,7 @@ class Price(_Part):
     teacher: str | None = None
     config_sha256: str
     processes: int = 1
+    half_life: FiniteFloat | None = None
 
 
 def read_price(checkpoint: Path) -> Price:

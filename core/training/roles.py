@@ -46,7 +46,8 @@ class AverageConfig(Strict):
     """A moving average of the weights."""
 
     half_life: float = Field(default=50_000, gt=0, le=MOST)
-    """images after which a weight's influence has halved, once the warm-up is over"""
+    """images after which a weight's influence has halved, once the warm-up is over: a cap, since
+    short runs end in the warm-up; runs and rows say what it was at the end"""
     power: float | None = Field(default=2 / 3, gt=0, le=100)
     """warm-up of the decay by 1 - (1 + step)^-power (ema-pytorch's); null: none"""
 
@@ -94,16 +95,31 @@ class Role:
         self.averages: dict[str, EMA] = {}
         self.optimizer: torch.optim.AdamW | None = None
         self.rate = 0.0
+        self.batch_size = 1
 
     def average(self, name: str = "ema") -> nn.Module:
         """The averaged network; the network itself as long as no run has begun."""
         return self.averages[name].ema_model if name in self.averages else self.network
 
+    def half_life(self, name: str = "ema") -> float:
+        """Images whose weights, the last ones, make up half of that average as it is now; where
+        the weights it began with make up more than half, all images since."""
+        average = self.averages[name]
+        left, steps = 1.0, 0.0
+        for step in range(int(average.step), 0, -1):
+            decay = _decay(average, step)
+            if left * decay <= 0.5:
+                # Within a step as an exponential falls; a decay of 0 forgets all that was before.
+                part = math.log(left / 0.5) / -math.log(decay) if decay else 1.0
+                return (steps + part) * self.batch_size
+            left, steps = left * decay, steps + 1
+        return steps * self.batch_size
+
     # ------------------------------------------------------------ what the trainer does with it
 
     def begin(self, optimizer: OptimizerConfig, ema: AverageConfig, batch_size: int) -> None:
         """Equips the role for a run, whose sections hold where the method said nothing."""
-        self.settings = self.settings or optimizer
+        self.settings, self.batch_size = self.settings or optimizer, batch_size
         self.begin_stage()
         for name, config in self.average_settings.items():
             self.averages[name] = _average(self.network, config or ema, batch_size)
@@ -173,6 +189,15 @@ class Role:
         for name, values in state["averages"].items():
             self.averages[name].step.fill_(values["step"])
             self.averages[name].initted.fill_(values["initted"])
+
+
+def _decay(average: EMA, step: int) -> float:
+    """By which ema-pytorch multiplied the average in its update number `step`, from 1."""
+    if average.min_value == average.beta:
+        return average.beta
+    if step == 1:
+        return 0.0  # it takes the weights as they are
+    return min(average.beta, 1 - step**-average.power)
 
 
 def _average(network: nn.Module, config: AverageConfig, batch_size: int) -> EMA:

@@ -107,6 +107,11 @@ class Trainer:
     def _changing(self) -> dict[str, torch.nn.Module]:
         return {name: self.method.helpers[name] for name in self.method.changing}
 
+    def _half_life(self) -> float | None:
+        """Of the average that is sampled, as it is now."""
+        student = self.method.roles["student"]
+        return student.half_life() if "ema" in student.averages else None
+
     def save(self) -> None:
         if self.accelerator.is_main_process:
             state = {name: getattr(self, name) for name in self.COUNTERS}
@@ -120,6 +125,7 @@ class Trainer:
                 "processes": self.accelerator.num_processes,
                 "teacher": self.method.teacher_name,
                 "config_sha256": config_sha256(self.config, without=("log",)),
+                "half_life": self._half_life(),
             }
             save_checkpoint(self.folder, self.method.roles, self._changing(), state, price)
         self.accelerator.wait_for_everyone()

@@ -195,7 +195,7 @@ def _notes(group: list[Row], against: str, alone: bool) -> list[str]:
     rows, errors, devices = measured(group), errors_label(measured(group)), _devices(group)
     notes = [f"error bars: ±1 standard deviation ({errors})"] if errors else []
     notes += [
-        f"weights: {', '.join(sorted({row.ema for row in rows}))}",
+        f"weights: {', '.join(sorted({row.weights for row in rows}))}",
         f"seed {', '.join(sorted({str(row.seed) for row in rows}))}",
         f"extractor sha256 {rows[0].extractor_sha256[:8]}",
     ]

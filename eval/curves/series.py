@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from core.runs import weights_in_words
 from core.setting import Setting
 from eval.curves.style import GENERATORS, style_of
 from eval.rows import Row, measure_label
@@ -97,7 +98,7 @@ def series_label(row: Row, among: Iterable[Row]) -> str:
         if len({r.config_sha256 for r in alike if r.run == row.run}) > 1:
             words[-1] += f" {str(row.config_sha256)[:6]}"  # folders of one name
     if differ(lambda r: r.ema):
-        words.append(row.ema)
+        words.append(weights_in_words(row.ema, None))  # a series may have many half-lives
     if differ(lambda r: r.setting.threshold):
         words.append(f"threshold {row.setting.threshold}")
     if differ(lambda r: r.setting.grid):

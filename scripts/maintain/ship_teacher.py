@@ -85,7 +85,7 @@ def card_text(run: Run, rows: list[Row]) -> str:
     return f"""# {config["data"]["name"]} teacher
 
 {parameters / 1e6:.2f} M parameters, images of {spec.channels}x{spec.side}x{spec.side}, {classes}.
-Averaged weights ({run.ema}) in half precision, sha256 `{run.weights_sha256}`.
+Averaged weights ({run.weights}) in half precision, sha256 `{run.weights_sha256}`.
 
 Trained on {run.train_images:,} images ({run.train_evals:,.0f} network evaluations, {run.train_seconds / 60:.0f} minutes) by
 `python -m scripts.train configs/{config["data"]["name"]}/teacher.yaml` with these keys:

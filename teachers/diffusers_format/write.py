@@ -137,6 +137,7 @@ def _origin(run: Run, partial: Path, **more) -> None:
         teacher=run.teacher,
         data=run.data and run.data.elsewhere(),
         ema=run.ema,
+        ema_half_life=run.ema_half_life,
         train_images=run.train_images,
         train_evals=run.train_evals,
         train_seconds=run.train_seconds,

@@ -56,8 +56,10 @@ def test_rows_hold_the_protocol_and_the_right_numbers(run, uninterrupted):
     assert (row.metric, row.fid_error, row.ema) == (
         "FD",
         "stratified bootstrap 4",
-        "half-life 320 images",
+        "average",
     )
+    # 10 steps of 64, whose last decays are 1 - k^(-2/3) for k = 10, 9, 8: 0.785, 0.769 and 0.75
+    assert row.ema_half_life == pytest.approx(64 * 2.652, rel=1e-3)
     own = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     assert own / 4 < row.peak_memory_bytes <= own * 1.01
     assert row.seconds_per_image > 0 and sum(row.class_histogram) == 30
