@@ -61,7 +61,7 @@ class Row(Strict):
     """network evaluations per image, counted"""
     guidance_scale: GuidanceScale | None = None
     metric: str
-    """FID, or FD in other features than Inception's"""
+    """FID, or FD in other features than Inception's; SW2 or KL of points"""
     fid: float
     """the distance; NaN where it has not been measured yet"""
     fid_std: NotNegative | None = None

@@ -70,7 +70,7 @@ def test_refusals(monkeypatch, tmp_path):
     with pytest.raises(
         UserError, match=r"digits-cnn on fashion_mnist: .*\(1, 8, 8\).*not .*\(1, 28, 28\)"
     ):
-        check_reads(make_extractor("digits-cnn"), 1, 28, "fashion_mnist")
+        check_reads(make_extractor("digits-cnn"), IMAGES)
     broken = tmp_path / "w.safetensors"
     broken.write_bytes(weights_path("digits-cnn").read_bytes()[:-50])
     with pytest.raises(UserError, match="missing or damaged"):
