@@ -27,9 +27,7 @@ def _data(name: str, density: Density, split: str, root: str | None, side: int |
     points, labels = density.draw(SIZES[split], generator)
     images = points.float()[:, :, None, None]
     classes = density.num_classes
-    return ImageData(
-        name, split, images, labels, classes, codec="identity", density=density
-    )
+    return ImageData(name, split, images, labels, classes, codec="identity", density=density)
 
 
 def checkerboard(split: str, root: str | None, side: int | None) -> ImageData:

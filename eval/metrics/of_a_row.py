@@ -18,7 +18,7 @@ from eval.metrics.distances import (
     statistics,
 )
 from eval.metrics.extrapolate import fid_infinity
-from eval.metrics.points import histogram_kl, projected, sliced_wasserstein
+from eval.metrics.points import histogram_kl, projected, sliced_wasserstein, stretches
 from eval.metrics.reference import Reference
 
 
@@ -90,9 +90,14 @@ def measure_points(points: Tensor, distance: Distance, sets: int, bootstrap: int
 def point_distance(extractor: Extractor, reference: Reference, data: ImageData) -> Distance | None:
     """How far points are from the data, by the metric of the extractor; None for one of images."""
     if extractor.metric_name == "SW2":
-        if "projected" not in reference.found:
-            reference.found["projected"] = projected(reference.features)
-        return lambda x: sliced_wasserstein(projected(x), reference.found["projected"])
+        found, places = reference.found, projected(reference.features)
+
+        def sliced(x: Tensor) -> float:
+            if len(x) not in found:
+                found[len(x)] = stretches(places, len(x))
+            return sliced_wasserstein(projected(x), found[len(x)])
+
+        return sliced
     if extractor.metric_name == "KL":
         return lambda x: histogram_kl(x, data.density)
     return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from core.data.densities import Density
 
@@ -20,20 +22,43 @@ def projected(x: Tensor) -> Tensor:
     return (torch.stack([angle.cos(), angle.sin()], 1) @ x.double().T).sort(dim=1).values
 
 
-def sliced_wasserstein(x: Tensor, reference: Tensor) -> float:
-    """The sliced 2-Wasserstein distance (Bonneel et al. 2015, def. 3) of two sets of points, each
-    as `projected` gives it, [DIRECTIONS, N] and [DIRECTIONS, M].
+class Stretches(NamedTuple):
+    """What a distance to a sorted reference needs of it, for sets of N points: over each of N equal
+    stretches of probability the mean of its quantile function, and its variance, averaged over the
+    stretches. mean: [DIRECTIONS, N]; variance: [DIRECTIONS]."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+def stretches(reference: Tensor, count: int) -> Stretches:
+    """Of a reference as `projected` gives it, [DIRECTIONS, M], for sets of `count` points. Exact for
+    all sizes: the integrals of a step function and its square are linear between its steps."""
+    M = reference.shape[1]
+    numerators = torch.arange(count + 1) * M  # the stretches end at these / count, in steps
+    whole, part = numerators // count, (numerators % count).double() / count
+
+    def integrals(steps: Tensor) -> Tensor:
+        total = F.pad(steps.cumsum(1), (1, 1))  # [DIRECTIONS, M + 2]
+        ahead = F.pad(steps, (0, 1))
+        return (total[:, whole] + part * ahead[:, whole]).diff(dim=1) * (count / M)
+
+    mean = integrals(reference)
+    return Stretches(mean, (integrals(reference.square()) - mean.square()).mean(1))
+
+
+def sliced_wasserstein(x: Tensor, reference: Stretches) -> float:
+    """The sliced 2-Wasserstein distance (Bonneel et al. 2015, def. 3) of N points, as `projected`
+    gives them, [DIRECTIONS, N], from a reference of any size.
 
     Along each direction the optimal plan is monotone: W2^2 is the integral of the squared difference
-    of the two quantile functions, which are steps, so the sum over the union of both steps is
-    exact. The mean over directions is taken at even angles in place of random ones: it is the
-    midpoint rule for a smooth periodic integrand, and the same for everyone.
+    of the two quantile functions. Where one of them is constant, that is its squared distance from
+    the other's mean and the other's variance. The mean over directions is taken at even angles in
+    place of random ones: it is the midpoint rule for a smooth periodic integrand, and the same for
+    everyone.
     """
-    N, M = x.shape[1], reference.shape[1]
-    ends = torch.cat([M * torch.arange(1, N + 1), N * torch.arange(1, M + 1)]).unique()
-    weight = ends.diff(prepend=ends.new_zeros(1)).double() / (N * M)
-    gaps = x[:, (ends - 1) // M] - reference[:, (ends - 1) // N]
-    return float((gaps.square() @ weight).mean().sqrt())
+    squares = (x - reference.mean).square().mean(1) + reference.variance
+    return float(squares.mean().clamp(min=0).sqrt())
 
 
 def histogram_kl(x: Tensor, density: Density) -> float:
