@@ -77,7 +77,8 @@ def sample(
     label: int | None = None,
     batch_size: int = 256,
 ) -> torch.Tensor:
-    """uint8 images [n, C, S, S] on the CPU; sample i depends on (seed, i) alone.
+    """uint8 images [n, C, S, S] on the CPU, or points in float32; sample i depends on (seed, i)
+    alone.
 
     Args:
         setting: None: as the model is meant to be sampled.
@@ -140,8 +141,8 @@ def evaluate(
 
 
 def save_grid(images: torch.Tensor, file: str | Path, columns: int = 8) -> None:
-    """uint8 images [N, C, S, S] as one PNG, small ones enlarged."""
-    from core.pictures import save_png, tile
+    """uint8 images [N, C, S, S] as one PNG, small ones enlarged; or points as a scatter."""
+    from core.pictures import save_png, sheet
 
-    scale = max(1, 64 // images.shape[-1])
-    save_png(tile(images, columns), Path(file), scale)
+    picture, scale = sheet(images, columns)
+    save_png(picture, Path(file), scale)

@@ -98,7 +98,8 @@ def sample_images(
     label: Tensor | int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """uint8 images [B, C, S, S] of the samples with these global indices (int64 [B]), on the CPU.
+    """The samples with these global indices (int64 [B]) as data are stored, on the CPU: uint8 images
+    [B, C, S, S], or points in float32 [B, D, 1, 1].
 
     Args:
         label: one class for all, or a class per sample [B]; None: classes take turns by index.

@@ -12,7 +12,7 @@ from core.errors import UserError
 from core.pictures import read_png
 from eval.curves.canvas import broken, look, pyplot, save, subject
 from eval.curves.series import series_label, series_of
-from eval.rows import Row
+from eval.rows import OF_POINTS, Row
 from eval.text import counted
 
 SHOWN = 4  # samples in a cell
@@ -53,7 +53,9 @@ def plot_samples(group: list[Row], folder: Path, path: Path) -> list[Path]:
         )  # fmt: skip
     for axes, count in zip(grid[0], steps):
         axes.set_title(counted(count, "step"), fontsize=9)
-    title = f"{subject(group)}: the first {SHOWN} samples, same noise in every cell"
+    points = group[0].metric in OF_POINTS
+    what = "samples, their density in yellow" if points else f"the first {SHOWN} samples"
+    title = f"{subject(group)}: {what}, same noise in every cell"
     letters = int(11 * figure.get_figwidth())  # about 11 per inch
     figure.suptitle(broken(title, letters), fontsize=11)
     return save(figure, path, vector=False)

@@ -34,20 +34,19 @@ CACHE = Path("runs/.cache/reference")
 SHIPPED = Path(__file__).parent / "references"
 PART = 2000  # images whose features are kept together while the rest is computed
 LARGEST = 20e6  # bytes of a shipped reference
-KEPT = 5000  # images whose features are kept for KID, precision and recall
 VERSION = 1  # of what is stored; part of the key
 
 
 class Reference(NamedTuple):
-    """statistics: of all images of the split; features: float32 [min(N, 5000), D] of a fixed random
-    choice of them, None where only the statistics are at hand; kernel_sums: what KID keeps of them
+    """statistics: of all images of the split; features: float32 [min(N, kept), D] of a fixed random
+    choice of them, None where only the statistics are at hand; found: what metrics keep of them
     from one row to the next."""
 
     statistics: Statistics
     features: Tensor | None
     size: int
     sha256: str  # of the data
-    kernel_sums: dict | None = None
+    found: dict | None = None
 
 
 def choice(size: int, count: int) -> Tensor:
@@ -70,7 +69,7 @@ def balanced_choice(labels: Tensor, count: int) -> Tensor:
 def cache_file(data: ImageData, extractor: Extractor, cache: Path) -> Path:
     """Where the entry for this data and this extractor lies: the name is a hash of both
     contents."""
-    key = f"{VERSION} {data.sha256} {extractor.name} {extractor.sha256} {KEPT}"
+    key = f"{VERSION} {data.sha256} {extractor.name} {extractor.sha256} {extractor.kept}"
     return (
         cache
         / f"{data.name}-{data.split}-{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
@@ -161,7 +160,7 @@ def reference_for(
         tensors = {
             "mean": torch.from_numpy(given.mean),
             "cov": torch.from_numpy(np.ascontiguousarray(given.cov)),
-            "features": features[choice(len(data), KEPT)],
+            "features": features[choice(len(data), extractor.kept)],
         }
         if writes:
             write_tensors(path, tensors)

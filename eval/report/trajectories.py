@@ -157,6 +157,8 @@ class _Films:
             raise UserError(f"{run.folder} does not say what it was trained on and is not filmed")
         if self.examples is None:
             data = run.data.load("train")
+            if data.density is not None:
+                raise UserError("points have no film: python -m scripts.trajectories draws them")
             self.data, self.examples = run.data, example_images(data, self.count)
             labels = self.examples[1].tolist() if data.num_classes else None
             self.about = {"side": run.spec.side, "images": self.count, "labels": labels}
