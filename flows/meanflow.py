@@ -11,7 +11,6 @@ from torch import Tensor
 
 from core.condition import Condition
 from core.data import Batch, ImageSource
-from core.diffusion.parameterisations import from_denoised
 from core.diffusion.paths import expand
 from core.diffusion.times import TimeConfig, make_pair_sampler
 from core.errors import UserError
@@ -19,19 +18,8 @@ from core.model import Model
 from core.networks.dropout import same_dropout
 from core.setting import GuidanceScale
 from core.training.derivatives import Derivative, jvp
-from core.training.flow_teacher import FlowTeacher, copy_fitting, load_flow_teacher
-from core.training.method import (
-    Context,
-    Loss,
-    Method,
-    MethodConfig,
-    Progress,
-    drop_labels,
-    images_and_spec,
-    new_model,
-    noise_of,
-)
-from core.training.roles import Role
+from core.training.method import Loss, MethodConfig, Progress, drop_labels, noise_of
+from flows.flow_map import FlowMap, adaptive, square
 
 
 class MeanFlowConfig(MethodConfig):
@@ -81,7 +69,7 @@ class MeanFlowConfig(MethodConfig):
         return self
 
 
-class MeanFlow(Method):
+class MeanFlow(FlowMap):
     """The network F(x_t, t, s) learns the mean velocity between s and t by the MeanFlow identity,
 
         F = v - (t - s) dF/dt,    dF/dt = v dF/dx + dF/dt at fixed s (eq. 6 and 8),
@@ -116,11 +104,7 @@ class MeanFlow(Method):
         source: ImageSource | None,
         teacher: Model | None = None,
     ):
-        if model.spec.prediction != "mean-velocity" or not model.spec.network.second_time:
-            raise UserError(
-                "the method learns a mean velocity: set model.prediction=mean-velocity and "
-                "model.network.second_time=true"
-            )
+        super().__init__(config, model, source, teacher)
         guided = config.guidance != 1.0 or config.guidance_mix > 0
         if guided and not model.spec.num_classes:
             raise UserError(
@@ -128,69 +112,35 @@ class MeanFlow(Method):
                 f"{config.guidance_mix:g}: guidance needs a class-conditional model; 1.0 and 0.0 "
                 "are off"
             )
-        self.config, self.source, self.guided = config, source, guided
-        self.roles = {"student": Role(model)}
+        self.guided = guided and teacher is None
         self.sample_times = make_pair_sampler(config.time, config.unequal)
-        self.teacher = None
-        if teacher is not None:
-            self.helpers = {"teacher": teacher.network}
-            self.teacher = FlowTeacher(teacher, model.path, config.guidance)
-
-    @classmethod
-    def from_config(cls, config: MeanFlowConfig, context: Context) -> MeanFlow:
-        data, spec = images_and_spec(context, config.label_dropout)
-        student, source = new_model(spec, context), ImageSource(data, context.seed)
-        if config.teacher is None:
-            return cls(config, student, source)
-        run = load_flow_teacher(config.teacher, context, spec, config.guidance)
-        copy_fitting(student.network, run.model.network)
-        method = cls(config, student, source, run.model)
-        method.teacher_name = run.name
-        return method
 
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
         student, config, path = self.student, self.config, self.student.path
         (t, s), eps = self.sample_times(batch.rng), noise_of(batch)
         x_t = path.mix(batch.x0, eps, t)
         condition = drop_labels(batch, config.label_dropout, student.spec.num_classes)
-        v = self._velocity(batch, x_t, t, eps, condition)
-        tangent = v if config.tangent == "target" else self._own(x_t, t, condition)
+        v = self.velocity(batch.x0, eps, x_t, t, condition)
+        if self.guided:
+            v = self._guided(v, x_t, t, condition)
+        tangent = v if config.tangent == "target" else self.own(x_t, t, condition)
         with same_dropout(x_t):
             _, slope = jvp(student, x_t, t, s, tangent, condition, config.derivative)
         target = v - expand(t - s, v) * slope
         F = self.roles["student"].wrapped.output(x_t, t, condition, s)
-        error = (F.float() - target.float()).square().flatten(1).sum(1)
-        return Loss(error / (error.detach() + config.offset) ** config.power, t)
+        error = square(F.float() - target.float())
+        return Loss(adaptive(error, config.power, config.offset), t)
 
-    @torch.no_grad()
-    def _own(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The student's own velocity [B, ...] at x and t."""
-        with same_dropout(x):
-            return self.student.output(x, t, condition, t)
-
-    def _velocity(
-        self, batch: Batch, x_t: Tensor, t: Tensor, eps: Tensor, condition: Condition
-    ) -> Tensor:
-        """v [B, ...] of the target: the teacher's, or the data's with guidance."""
-        if self.teacher is not None:
-            return self.teacher(x_t, t, condition)
-        v = from_denoised("u", batch.x0, eps, t, self.student.path)
-        if not self.guided:
-            return v
-        omega, kappa, null = (
-            self.config.guidance,
-            self.config.guidance_mix,
-            self.student.spec.num_classes,
-        )
-        without = condition.without_label(null)
+    def _guided(self, v: Tensor, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The data's velocity v [B, ...] with guidance."""
+        config, null = self.config, self.student.spec.num_classes
+        omega, kappa, without = config.guidance, config.guidance_mix, condition.without_label(null)
         if kappa:
-            both = condition.beside(without)
-            with_label, without_label = self._own(
-                torch.cat([x_t, x_t]), torch.cat([t, t]), both
-            ).chunk(2)
+            twice, times = torch.cat([x_t, x_t]), torch.cat([t, t])
+            with_label, without_label = self.own(twice, times, condition.beside(without)).chunk(2)
         else:
-            with_label, without_label = v, self._own(x_t, t, without)
+            with_label, without_label = v, self.own(x_t, t, without)
         guided = omega * v + kappa * with_label + (1 - omega - kappa) * without_label
-        first, last = self.config.guidance_times
+        first, last = config.guidance_times
         inside = (t >= first) & (t <= last) & (condition.label != null)
         return torch.where(inside.view(-1, *[1] * (v.ndim - 1)), guided, v)
