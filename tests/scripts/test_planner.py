@@ -124,7 +124,8 @@ def test_a_folder_is_a_suite(dataset, runs):
     want = [
         "align_your_flow", "consistency", "distilled_flow", "flow_map_eulerian",
         "flow_map_lagrangian", "flow_map_progressive", "gan", "meanflow", "meanflow_distilled",
-        "meanflow_improved", "moment_matching", "ppca", "progressive", "shortcut", "soflow", "vae",
+        "meanflow_improved", "moment_matching", "ot_flow", "ppca", "progressive", "shortcut", "soflow",
+        "vae",
     ]  # fmt: skip
     planner = Planner(read_configs(dataset, str(runs)), None)
     assert planner.everything() == want
@@ -133,7 +134,7 @@ def test_a_folder_is_a_suite(dataset, runs):
         "teacher", "align_your_flow", "consistency", "flow", "flow_pairs", "reflow",
         "reflow_pairs", "distilled_flow", "flow_map_eulerian", "flow_map_lagrangian",
         "flow_map_progressive", "gan", "meanflow", "meanflow_distilled", "meanflow_improved",
-        "moment_matching", "ppca", "progressive", "shortcut", "soflow", "vae",
+        "moment_matching", "ot_flow", "ppca", "progressive", "shortcut", "soflow", "vae",
     ]  # fmt: skip
     after = {job.name: set(job.after) for job in jobs}
     assert after["consistency"] == after["progressive"] == {"teacher"}
