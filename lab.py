@@ -25,6 +25,7 @@ METHODS: dict[str, str] = {
     "ddpm": "teachers.ddpm:DDPM",
     "progressive": "students.progressive:Progressive",
     "consistency": "students.consistency:Consistency",
+    "consistency-training": "students.consistency_training:ConsistencyTraining",
     "rectified-flow": "flows.rectified:RectifiedFlow",
     "flow-distillation": "flows.distill:FlowDistillation",
     "meanflow": "flows.meanflow:MeanFlow",
