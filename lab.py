@@ -26,6 +26,7 @@ METHODS: dict[str, str] = {
     "progressive": "students.progressive:Progressive",
     "consistency": "students.consistency:Consistency",
     "consistency-training": "students.consistency_training:ConsistencyTraining",
+    "scm": "students.scm:SCM",
     "rectified-flow": "flows.rectified:RectifiedFlow",
     "flow-distillation": "flows.distill:FlowDistillation",
     "meanflow": "flows.meanflow:MeanFlow",

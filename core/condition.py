@@ -12,8 +12,8 @@ class Condition(NamedTuple):
     """Each part is a tensor [B, ...] or None, and reaches the network as the argument of its name.
 
     label: int64 [B], 0..num_classes - 1, or num_classes for the null label.
-    guidance: float [B], the weight of classifier-free guidance, 1.0 is off, for networks that learned
-    what it does (`ModelSpec.guidance`).
+    guidance: float [B], the weight of classifier-free guidance, 1.0 is off, for networks that
+    learned what it does (`ModelSpec.guidance`).
     """
 
     label: Tensor | None = None

@@ -31,6 +31,7 @@ from core.training.method import (
 from core.training.roles import AverageConfig, Role
 from students.teacher import (
     boundary_x0,
+    check_not_told,
     consistency_copy,
     consistency_function_of,
     doubling_steps,
@@ -42,8 +43,8 @@ TOP = 80.0  # the papers' largest noise level, which t = 1 stands for in weights
 
 
 class ConsistencyTrainingConfig(MethodConfig):
-    """The keys of consistency training. The defaults are ECT's; the docstring of ConsistencyTraining
-    has those of CT and iCT."""
+    """The keys of consistency training. The defaults are ECT's; the docstring of
+    ConsistencyTraining has those of CT and iCT."""
 
     init: str | None = None
     """run, folder or hub id of a diffusion model to start from; null: from scratch"""
@@ -139,6 +140,7 @@ class ConsistencyTraining(Method):
             model = new_model(spec.model_copy(update=changes), context)
             return cls(config, model, ImageSource(data, context.seed))
         run = load_teacher(config.init, context)
+        check_not_told(run.spec)
         student = consistency_copy(run.model, config.dropout)
         method = cls(config, student, student_source(run, context))
         method.started_from = {run.name: run.weights_sha256}

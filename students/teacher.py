@@ -73,6 +73,16 @@ def with_guidance(batch: Batch, spec: ModelSpec) -> Batch:
     return batch._replace(condition=batch.condition._replace(guidance=drawn.float()))
 
 
+def check_not_told(spec: ModelSpec) -> None:
+    """Raises UserError for a network that is told the weight of guidance, where a method learns
+    from images that say nothing of it."""
+    if spec.guidance is not None:
+        raise UserError(
+            "this model is told the weight of guidance, which images do not show: distil it with a "
+            "method that asks it as a teacher"
+        )
+
+
 def consistency_function_of(spec: ModelSpec) -> ConsistencyFunction:
     """The consistency function that a denoiser of this spec is the first guess of: F stays what it
     is, and the guess of x0 is x at t = 0 for eps, v and u. On a variance-preserving path v is the
@@ -86,7 +96,8 @@ def consistency_function_of(spec: ModelSpec) -> ConsistencyFunction:
     if spec.prediction not in ("eps", "v", "u"):
         raise UserError(
             f"prediction {spec.prediction} has no boundary at t = 0, which a consistency function "
-            "needs: take a model that predicts v, eps or u (the method 'consistency' turns x0 into v)"
+            "needs: take a model that predicts v, eps or u (the method 'consistency' turns x0 "
+            "into v)"
         )
     return ConsistencyFunction(output=spec.prediction)
 

@@ -77,7 +77,8 @@ class NoiseTimeConfig(Strict):
     """How training times are drawn where a paper states them as noise levels sigma / alpha."""
 
     name: Literal["log-normal", "uniform"] = "log-normal"
-    """log-normal: ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1); uniform: in t"""
+    """log-normal: ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1); uniform: in
+    t"""
     mean: float = Field(default=-1.1, ge=-20, le=20)
     """of log-normal"""
     std: float = Field(default=2.0, gt=0, le=20)

@@ -1,5 +1,5 @@
-"""Consistency training on data whose flow is known in closed form, and its parts against the papers'
-formulas."""
+"""Consistency training on data whose flow is known in closed form, and its parts against the
+papers' formulas."""
 
 from __future__ import annotations
 
@@ -103,7 +103,8 @@ def test_a_prediction_without_a_boundary_is_refused():
 
 
 def test_the_ratio_of_noise_levels_is_the_published_one():
-    """Geng et al. 2024, eq. 14 with k = 8, b = 1: r/t = 1 - n(t) / q^a, and 0 where that is below."""
+    """Geng et al. 2024, eq. 14 with k = 8, b = 1: r/t = 1 - n(t) / q^a, and 0 where that is
+    below."""
     method = method_of(AffineInX(), q=2.0, stages=4)
     path = method.student.path
     sigma = torch.tensor([0.01, 0.3, 1.0, 5.0, 70.0], dtype=torch.float64)
@@ -116,8 +117,8 @@ def test_the_ratio_of_noise_levels_is_the_published_one():
 
 
 def test_the_loss_tends_to_the_continuous_one():
-    """||f(x_t, t) - f(x_r, r)|| / (t - r) tends to ||df/dt|| along the noise level t as r goes to t,
-    to first order."""
+    """||f(x_t, t) - f(x_r, r)|| / (t - r) tends to ||df/dt|| along the noise level t as r goes to
+    t, to first order."""
     torch.manual_seed(0)
     network = AffineInX().double()
     batch, errors = batch_of(64), []
