@@ -27,6 +27,7 @@ METHODS: dict[str, str] = {
     "consistency": "students.consistency:Consistency",
     "consistency-training": "students.consistency_training:ConsistencyTraining",
     "scm": "students.scm:SCM",
+    "knowledge-distillation": "students.knowledge:KnowledgeDistillation",
     "rectified-flow": "flows.rectified:RectifiedFlow",
     "flow-distillation": "flows.distill:FlowDistillation",
     "meanflow": "flows.meanflow:MeanFlow",
