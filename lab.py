@@ -27,6 +27,7 @@ METHODS: dict[str, str] = {
     "consistency": "students.consistency:Consistency",
     "consistency-training": "students.consistency_training:ConsistencyTraining",
     "scm": "students.scm:SCM",
+    "multistep-consistency": "students.multistep:MultistepConsistency",
     "truncated-consistency": "students.truncated:TruncatedConsistency",
     "knowledge-distillation": "students.knowledge:KnowledgeDistillation",
     "rectified-flow": "flows.rectified:RectifiedFlow",
