@@ -30,6 +30,7 @@ METHODS: dict[str, str] = {
     "multistep-consistency": "students.multistep:MultistepConsistency",
     "truncated-consistency": "students.truncated:TruncatedConsistency",
     "knowledge-distillation": "students.knowledge:KnowledgeDistillation",
+    "guided-distillation": "students.guided:GuidedDistillation",
     "rectified-flow": "flows.rectified:RectifiedFlow",
     "flow-distillation": "flows.distill:FlowDistillation",
     "meanflow": "flows.meanflow:MeanFlow",
