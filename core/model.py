@@ -79,6 +79,12 @@ class ModelSpec(ModelConfig):
         return Setting(sampler=make_parameterisation(self.prediction).sampler, steps=steps)
 
     @property
+    def guidance(self) -> tuple[float, float] | None:
+        """Range of the weights of guidance that the network is told, and so needs no second
+        evaluation for."""
+        return getattr(self.network, "guidance", None)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample, as the network sees it."""
         return CODECS[self.codec].shape(self.channels, self.side)

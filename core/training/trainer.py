@@ -272,7 +272,7 @@ class Trainer:
         size = self.config.train.batch_size
         roles = method.roles.values()
         averages = [role.average(name) for role in roles for name in role.averages]
-        networks = [*(role.network for role in roles), *averages]
+        networks = [*(role.network for role in roles if role.counted), *averages]
         seen: dict[str, torch.Tensor] = {}
         with count_evals(*networks, *method.helpers.values()) as counter:
             for name in method.turn(self.images // size):
