@@ -25,6 +25,8 @@ METHODS: dict[str, str] = {
     "ddpm": "teachers.ddpm:DDPM",
     "progressive": "students.progressive:Progressive",
     "consistency": "students.consistency:Consistency",
+    "dmd2": "students.dmd2:DMD2",
+    "sid": "students.sid:SiD",
     "rectified-flow": "flows.rectified:RectifiedFlow",
     "flow-distillation": "flows.distill:FlowDistillation",
     "meanflow": "flows.meanflow:MeanFlow",

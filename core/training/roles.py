@@ -160,10 +160,12 @@ class Role:
             name: {"step": int(a.step), "initted": bool(a.initted)}
             for name, a in self.averages.items()
         }
-        return {"optimizer": self.optimizer.state_dict(), "averages": averages}
+        optimizer = self.optimizer.state_dict()
+        return {"optimizer": optimizer, "averages": averages, "rate": self.rate}
 
     def load_state(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self.rate = state.get("rate", 0.0)  # of its last step, which may be some turns ago
         for name, values in state["averages"].items():
             self.averages[name].step.fill_(values["step"])
             self.averages[name].initted.fill_(values["initted"])
