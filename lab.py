@@ -27,6 +27,8 @@ METHODS: dict[str, str] = {
     "consistency": "students.consistency:Consistency",
     "dmd2": "students.dmd2:DMD2",
     "sid": "students.sid:SiD",
+    "add": "students.adversarial:AdversarialDistillation",
+    "gan-post-training": "students.post_training:PostTraining",
     "rectified-flow": "flows.rectified:RectifiedFlow",
     "flow-distillation": "flows.distill:FlowDistillation",
     "meanflow": "flows.meanflow:MeanFlow",

@@ -43,6 +43,7 @@ class Run:
     train_seconds: float | None
     train_seed: int | None = None
     more_weights: tuple[Path, ...] = ()  # the other files, where they are in shards
+    critic_features: tuple[str, ...] = ()  # what critics saw that it was trained by
 
     @property
     def spec(self) -> ModelSpec:
@@ -151,4 +152,5 @@ def _read_run(
         train_evals=price["evals"],
         train_seconds=price["seconds"],
         train_seed=config["train"]["seed"],
+        critic_features=tuple(price.get("critic_features", ())),
     )

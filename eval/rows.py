@@ -103,6 +103,8 @@ class Row(Strict):
     """of the bootstrap that fid_std comes from; 0: there was none"""
     train_seed: Whole | None = None
     """of the training; null where the model does not say"""
+    critic_features: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """what the critics saw that the model was trained by; never those of `extractor`"""
 
     @model_validator(mode="before")
     @classmethod

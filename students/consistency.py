@@ -29,7 +29,7 @@ from core.training.method import (
     regress,
 )
 from core.training.roles import AverageConfig, Role
-from students.teacher import load_teacher, student_source, trainable_copy
+from students.teacher import load_teacher, student_source, supervised_by, trainable_copy
 
 
 class ConsistencyConfig(MethodConfig):
@@ -113,7 +113,7 @@ class Consistency(Method):
     def from_config(cls, config: ConsistencyConfig, context: Context) -> Consistency:
         run = load_teacher(config.teacher, context)
         method = cls(config, run.model, student_source(run, context))
-        method.teacher_name = run.name
+        supervised_by(method, run)
         return method
 
     def stages(self) -> list[Stage]:

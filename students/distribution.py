@@ -28,8 +28,9 @@ from core.training.method import (
     regress,
 )
 from core.training.roles import OptimizerConfig, Role
-from students.teacher import load_teacher, student_source, trainable_copy
+from students.teacher import load_teacher, student_source, supervised_by, trainable_copy
 
+FAKE_FEATURES = "encoder of the fake score"
 SMALLEST_SCALE = 1e-2  # of the normalising distance to the teacher's guess, in units of images
 
 
@@ -128,6 +129,7 @@ class DistributionMatching(Method):
         if self.has_critic:
             fake.check_encoder()
             fake = fake.with_network(UNetWithHeads(fake.network))
+            self.critic_features = (FAKE_FEATURES,)
         self.roles = {"fake": Role(fake, config.fake, averages={}), "student": Role(student)}
         self.helpers = {"teacher": teacher.network}
         path, N = teacher.path, config.steps
@@ -141,7 +143,7 @@ class DistributionMatching(Method):
         torch.manual_seed(context.seed)  # for the critic's heads
         method = cls(config, run.model, source)
         method.roles["fake"].network.to(context.device)
-        method.teacher_name = run.name
+        supervised_by(method, run)
         return method
 
     def turn(self, step: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
@@ -72,6 +73,7 @@ class Role:
         averages: moving averages by name, None where the run's section holds.
         penalised: the loss differentiates the network's own gradient, which DDP does not support:
             its gradients are averaged over processes after the backward pass instead.
+        frozen: names of the network's parameters that never learn.
 
     Attributes:
         network: the bare network.
@@ -85,9 +87,12 @@ class Role:
         optimizer: OptimizerConfig | None = None,
         averages: dict[str, AverageConfig | None] | None = None,
         penalised: bool = False,
+        frozen: Iterable[str] = (),
     ):
         self.model, self.wrapped, self.penalised = model, model, penalised
         self.network: nn.Module = model.network if isinstance(model, Model) else model
+        self.frozen = frozenset(frozen)
+        self.learns(True)
         self.settings = optimizer
         self.average_settings = {"ema": None} if averages is None else averages
         self.prepared = self.network  # behind the wrapper
@@ -125,6 +130,7 @@ class Role:
 
     def wrap(self, accelerator: Accelerator) -> None:
         """Puts the network behind accelerate's wrapper, if there are several processes."""
+        self.learns(True)  # the wrapper waits for whatever asks for gradients now
         if not self.penalised:
             self.prepared = accelerator.prepare_model(self.network)
             one = isinstance(self.model, Model)
@@ -135,7 +141,8 @@ class Role:
 
     def learns(self, yes: bool) -> None:
         """Whether the network's parameters ask for gradients."""
-        self.network.requires_grad_(yes)
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(yes and name not in self.frozen)
 
     def step(self, stage_images: int, fraction: float) -> Tensor:
         """One step of the optimiser on the gradients that are there; returns their norm before

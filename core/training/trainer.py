@@ -118,6 +118,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "processes": self.accelerator.num_processes,
                 "teacher": self.method.teacher_name,
+                "critic_features": list(self.method.critic_features),
                 "config_sha256": config_sha256(self.config, without=("log",)),
             }
             save_checkpoint(self.folder, self.method.roles, self._changing(), state, price)

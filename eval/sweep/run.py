@@ -43,6 +43,7 @@ from eval.sweep.config import SweepConfig
 from eval.sweep.plan import (
     Measurement,
     Point,
+    check_features,
     check_sizes,
     data_of,
     floor_measurement,
@@ -81,6 +82,7 @@ class Sweep:
         self.data = source.load(config.reference)
         _check_fit(self.points, self.data)
         self.extractors = _extractors(config, self.data, self.device)
+        check_features(self.points, self.extractors)
         self.floor_data = _floor_data(config, source)
         check_sizes(self.data, self.floor_data)
         self.measurements = [

@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = sorted((ROOT / "results").rglob("curves.jsonl"))
 LINES = [line for file in PUBLISHED for line in file.read_bytes().splitlines()]
 RENAMED = {"jump": "consistency", "sde": "euler-maruyama"}
-NEW = ("options", "sets", "resamples", "train_seed")
+NEW = ("options", "sets", "resamples", "train_seed", "critic_features")
 SAMPLED = next(json.loads(line) for line in LINES if json.loads(line)["sampler"])
 
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.parent.name)
 def test_published_rows_are_written_as_they_were(file, tmp_path):
-    """Same keys in the same order, same digits; the names of two samplers and four keys at the end
+    """Same keys in the same order, same digits; the names of two samplers and five keys at the end
     are new."""
     out = tmp_path / "curves.jsonl"
     for one in read_rows(file):
