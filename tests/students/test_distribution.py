@@ -134,7 +134,7 @@ def test_the_gradient_is_that_of_the_divergence(divergence, monkeypatch):
     more = {"divergence": divergence, "ratio_min": 1e-5, "ratio_max": 1e5}
     method.config = DMD2Config(name="test", teacher="exact", **keys, **more)
     method.has_critic = divergence != "reverse-kl"
-    method.loss("student", batch_of(400_000, shape=(1, 1, 1)), NOW).per_sample.mean().backward()
+    method.loss("student", batch_of(100_000, shape=(1, 1, 1)), NOW).per_sample.mean().backward()
     maker = method.student.network
     given = torch.stack([maker.a.grad, maker.b.grad]) * CONSTANT
 
@@ -146,7 +146,7 @@ def test_the_gradient_is_that_of_the_divergence(divergence, monkeypatch):
     (known,) = torch.autograd.grad(divergence_of, theta)
     c = PATH.at(t)
     known = known * (c.sigma / c.alpha) ** 2  # fake - teacher is sigma^2 / alpha of the scores'
-    assert torch.allclose(given, known, rtol=0.03, atol=2e-3), (given, known)
+    assert torch.allclose(given, known, rtol=0.03, atol=4e-3), (given, known)
 
 
 def test_f_distill_with_the_reverse_kl_is_dmd2():
@@ -185,7 +185,7 @@ def test_sids_loss_is_the_distance_of_denoisers_in_expectation(monkeypatch):
         keys = {"alpha": alpha, "t_min": 0.4, "t_max": 0.4 + 1e-9}
         method = built(SiD, Maker(a, b), fake.network, teacher, **keys)
         with torch.no_grad():
-            loss = method.loss("student", batch_of(200_000), NOW).per_sample.double().mean()
+            loss = method.loss("student", batch_of(50_000), NOW).per_sample.double().mean()
         assert float(loss) * CONSTANT == pytest.approx((1 - alpha) * known, abs=0.03 * known)
 
 
@@ -218,14 +218,14 @@ def test_sids_gradient_goes_through_both_scores(monkeypatch):
     [
         (DMD2, {"updates": 2}),
         (SiD, {}),
-        (DMD2, {"updates": 2, "steps": 2, "fake_first": 20}),
+        pytest.param(DMD2, {"updates": 2, "steps": 2, "fake_first": 20}, marks=pytest.mark.slow),
     ],
 )
 def test_the_game_ends_at_the_data(cls, keys):
     torch.manual_seed(0)
-    method = built(cls, Maker(1.0, -0.5), AffineInX(), exact(MEAN, STD), **keys)
+    method = built(cls, Maker(0.9, -0.1), AffineInX(), exact(MEAN, STD), **keys)
     method.roles["fake"].settings = OptimizerConfig(lr=5e-3, clip=0.0, betas=(0.0, 0.99))
-    play(method, 500, ("fake", "student"), 5e-3)
+    play(method, 500, ("fake", "student"), 1.5e-2)
     with torch.no_grad():
         x0 = sample(method.student, method.student.spec.setting, Noise(1, torch.arange(5000)))
     assert float(x0.mean()) == pytest.approx(MEAN, abs=0.05)
