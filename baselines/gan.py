@@ -55,6 +55,7 @@ class GAN(Method):
         self, config: GANConfig, generator: Model, critic: nn.Module, source: ImageSource | None
     ):
         self.config, self.source = config, source
+        self.critic_features = ("pixels",)
         adam = OptimizerConfig(lr=config.critic_lr, betas=(0.0, 0.99), decay="linear", clip=0.0)
         self.roles = {
             "critic": Role(critic, adam, averages={}, penalised=True),

@@ -148,6 +148,33 @@ class Model(nn.Module):
             s: where the flow is to arrive, for parameterisations with a second time; None: s = t.
             autocast: the spec's own if None.
         """
+        return self.ask(x, t, condition, s, autocast).to(x.dtype)
+
+    def features(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONED) -> Tensor:
+        """What the network's encoder sees of x at t, [B, C, h, w] float32, counted as an evaluation
+        though it is about half of one; raises UserError for a network that shows none."""
+        self.check_encoder()
+        return self.ask(x, t, condition, features=True).float()
+
+    def check_encoder(self) -> None:
+        """Raises UserError for a network that cannot show what its encoder sees."""
+        if not hasattr(self.network, "encode"):
+            raise UserError(
+                f"network '{self.spec.network.name}' does not show what its encoder sees, which a "
+                "critic on its features needs: take a U-Net of this repository, or switch that "
+                "critic off"
+            )
+
+    def ask(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Condition,
+        s: Tensor | None = None,
+        autocast: bool | None = None,
+        **more: bool,
+    ) -> Any:
+        """What the network returns; more: what else it is asked for."""
         parameter = next(self.network.parameters(), None)
         dtype = parameter.dtype if parameter is not None else x.dtype
         t = t.to(device=x.device, dtype=dtype).expand(len(x))
@@ -157,7 +184,7 @@ class Model(nn.Module):
             r = torch.zeros_like(t) if s is None else t - s.to(t).expand(len(x))
         enabled = self.spec.autocast if autocast is None else autocast
         with torch.autocast(x.device.type, torch.bfloat16, enabled=enabled):
-            return self.network(x.to(dtype), t, r, **condition.inputs()).to(x.dtype)
+            return self.network(x.to(dtype), t, r, **condition.inputs(), **more)
 
     def read(self, F: Tensor, x: Tensor, t: Tensor) -> Denoised:
         """What output F means at x and t."""

@@ -45,6 +45,7 @@ class Run:
     train_seed: int | None = None
     ema_half_life: float | None = None
     more_weights: tuple[Path, ...] = ()  # the other files, where they are in shards
+    critic_features: tuple[str, ...] = ()  # what critics saw that it was trained by
 
     @property
     def spec(self) -> ModelSpec:
@@ -169,4 +170,5 @@ def _read_run(
         train_seconds=price.seconds,
         train_seed=origin.train.seed,
         ema_half_life=half_life,
+        critic_features=price.critic_features,
     )

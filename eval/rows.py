@@ -109,6 +109,8 @@ class Row(Strict):
     ema_half_life: NotNegative | None = None
     """images that make up half of the average; null: not known, and a half-life in `ema` is the
     configured one, which many runs did not reach"""
+    critic_features: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """what the critics saw that the model was trained by; never those of `extractor`"""
 
     @model_validator(mode="before")
     @classmethod

@@ -34,6 +34,7 @@ from students.teacher import (
     load_teacher,
     ode_step,
     student_source,
+    supervised_by,
     trainable_copy,
     with_guidance,
 )
@@ -120,7 +121,7 @@ class Consistency(Method):
     def from_config(cls, config: ConsistencyConfig, context: Context) -> Consistency:
         run = load_teacher(config.teacher, context)
         method = cls(config, run.model, student_source(run, context))
-        method.teacher_name = run.name
+        supervised_by(method, run)
         return method
 
     def stages(self) -> list[Stage]:

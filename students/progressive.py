@@ -28,7 +28,13 @@ from core.training.method import (
     regress,
 )
 from core.training.roles import Role
-from students.teacher import load_teacher, student_source, trainable_copy, with_guidance
+from students.teacher import (
+    load_teacher,
+    student_source,
+    supervised_by,
+    trainable_copy,
+    with_guidance,
+)
 
 
 class ProgressiveConfig(MethodConfig):
@@ -104,7 +110,7 @@ class Progressive(Method):
     def from_config(cls, config: ProgressiveConfig, context: Context) -> Progressive:
         run = load_teacher(config.teacher, context)
         method = cls(config, run.model, student_source(run, context))
-        method.teacher_name = run.name
+        supervised_by(method, run)
         return method
 
     def stages(self) -> list[Stage]:

@@ -16,13 +16,13 @@ from core.errors import UserError
 from core.model import Model, ModelSpec
 from core.networks.dropout import same_dropout
 from core.runs import Run
-from core.training.method import Context
+from core.training.method import Context, Method
 
 Solver = Literal["euler", "heun"]
 
 
-def load_teacher(folder: str, context: Context) -> Run:
-    """The teacher's averaged weights.
+def load_teacher(folder: str, context: Context, steps: int | None = None) -> Run:
+    """The teacher's averaged weights; steps: those that it keeps for sampling in so many steps.
 
     Raises:
         UserError: the config describes a model of its own, though a student copies its teacher's.
@@ -32,7 +32,7 @@ def load_teacher(folder: str, context: Context) -> Run:
             "a student copies its teacher's network and path: remove the section 'model' from its "
             "config"
         )
-    return context.load(folder, "ema", context.device)
+    return context.load(folder, "ema", context.device, steps)
 
 
 def student_source(teacher: Run, context: Context) -> ImageSource:
@@ -49,6 +49,13 @@ def student_source(teacher: Run, context: Context) -> ImageSource:
             f"{teacher.folder} knows {spec.num_classes}"
         )
     return ImageSource(data.seen_by(spec.num_classes), context.seed)
+
+
+def supervised_by(method: Method, run: Run) -> None:
+    """Notes in the method who taught it, and what the critics saw that had taught the teacher."""
+    method.teacher_name = run.name
+    features = (*run.critic_features, *method.critic_features)
+    method.critic_features = tuple(dict.fromkeys(features))
 
 
 def trainable_copy(teacher: Model, dropout: float, **changes: Any) -> Model:

@@ -10,7 +10,7 @@ kernels have no forward-mode rule (and are slower on a processor at these length
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
@@ -174,6 +174,15 @@ class Stage(nn.Module):
         return self.attention(self.block(x, embedding))
 
 
+class Encoded(NamedTuple):
+    """What the way up is given: the middle's output [B, C, h, w], the skips finest first, and the
+    embedding of times and label [B, E]."""
+
+    middle: Tensor
+    skips: list[Tensor]
+    embedding: Tensor
+
+
 class UNet(nn.Module):
     """`net(x, t, r, label) -> F`, the raw output; what F means is the Model's business.
 
@@ -230,7 +239,7 @@ class UNet(nn.Module):
                     f"of level {level}, which network.attention names"
                 )
         self.channels, self.side, self.patch, self.num_classes = channels, side, patch, num_classes
-        self.width, self.time_scale = widths[0], time_scale
+        self.width, self.time_scale, self.middle_width = widths[0], time_scale, widths[-1]
         embedding = 4 * widths[0]
         self.time = nn.Sequential(
             nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding)
@@ -290,9 +299,23 @@ class UNet(nn.Module):
         r: Tensor | None = None,
         label: Tensor | None = None,
         guidance: Tensor | None = None,
+        features: bool = False,
     ) -> Tensor:
         """x [B, C, H, W], t [B] in [0, 1], r [B] or None, label [B] (int64) or None for the null
-        label, guidance [B] or None for none, 1.0 -> [B, C, H, W]."""
+        label, guidance [B] or None for none, 1.0 -> [B, C, H, W]; with `features` what the encoder
+        sees in place of that: the output of the middle, [B, widths[-1], h, w]."""
+        encoded = self.encode(x, t, r, label, guidance)
+        return encoded.middle if features else self.decode(encoded)
+
+    def encode(
+        self,
+        x: Tensor,
+        t: Tensor,
+        r: Tensor | None = None,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Encoded:
+        """The way down and the middle."""
         embedding = self.time(sinusoidal_embedding(t, self.width, self.time_scale).to(x.dtype))
         if (r is not None) != (self.second_time is not None):
             raise ValueError(
@@ -319,7 +342,7 @@ class UNet(nn.Module):
         embedding = F.silu(embedding)
 
         h = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
-        skips, down, up = [h], iter(self.down), iter(self.up)
+        skips, down = [h], iter(self.down)
         for level in range(len(self.shrink) + 1):
             for _ in range(self.blocks):
                 h = next(down)(h, embedding)
@@ -329,6 +352,12 @@ class UNet(nn.Module):
                 skips.append(h)
         for module in self.middle:
             h = module(h, embedding)
+        return Encoded(h, skips, embedding)
+
+    def decode(self, encoded: Encoded) -> Tensor:
+        """The way up, from what `encode` returned: [B, C, H, W]."""
+        h, skips, embedding = encoded.middle, list(encoded.skips), encoded.embedding
+        up = iter(self.up)
         for level in range(len(self.grow) + 1):
             for _ in range(self.blocks + 1):
                 h = next(up)(torch.cat([h, skips.pop()], dim=1), embedding)

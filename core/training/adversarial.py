@@ -1,4 +1,5 @@
-"""Losses of critics: the relativistic pairing game with zero-centred gradient penalties."""
+"""Losses of critics: the relativistic pairing game with zero-centred gradient penalties, and the
+classic games on critics that give a value to each place of an image."""
 
 from __future__ import annotations
 
@@ -32,3 +33,23 @@ def penalised_critic_loss(
     count_unseen(3.0 * (len(real) + len(fake)))
     penalty = grad_real.square().flatten(1).sum(1) + grad_fake.square().flatten(1).sum(1)
     return relativistic_gap(a, b) + 0.5 * gamma * penalty
+
+
+def non_saturating(values: Tensor) -> Tensor:
+    """[B]: softplus(-D) of a critic's values [B, K], meaned over the K places: what a generator
+    minimises (Goodfellow et al. 2014), and a critic on real images."""
+    return F.softplus(-values.float()).flatten(1).mean(1)
+
+
+def hinge(values: Tensor, real: bool) -> Tensor:
+    """[B]: max(0, 1 - D) for real images and max(0, 1 + D) for others, meaned over the K places of
+    values [B, K]: what a hinge critic minimises (Lim and Ye 2017; Sauer et al. 2023, eq. 3)."""
+    return F.relu(1 - values if real else 1 + values).flatten(1).mean(1)
+
+
+def slope_penalty(values: Tensor, inputs: Tensor) -> Tensor:
+    """[B]: the squared slope of a critic's values [B, K], summed, in its inputs [B, ...], which ask
+    for gradients: R1 where they belong to real images (Mescheder et al. 2018)."""
+    (slope,) = torch.autograd.grad(values.sum(), inputs, create_graph=True)
+    count_unseen(3.0 * len(inputs))  # a backward to the inputs, and one through that
+    return slope.square().flatten(1).sum(1)

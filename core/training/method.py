@@ -87,6 +87,8 @@ class Method(ABC):
     source: what batches are drawn from.
     teacher_name: the name of the run that supervised this one.
     started_from: hashes of the weights that the student started from, by the run's name.
+    critic_features: what a critic saw, its own or one that trained the teacher: names of extractors,
+        or words for what is none. A run is not measured in features that it was trained on.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -96,6 +98,7 @@ class Method(ABC):
     source: ImageSource | PairSource | None = None
     teacher_name: str | None = None
     started_from: dict[str, str] = {}
+    critic_features: tuple[str, ...] = ()
 
     @classmethod
     @abstractmethod

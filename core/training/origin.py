@@ -55,6 +55,7 @@ class Price(_Part):
     config_sha256: str
     processes: int = 1
     half_life: FiniteFloat | None = None
+    critic_features: tuple[str, ...] = ()
 
 
 def read_price(checkpoint: Path) -> Price:

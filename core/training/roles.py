@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
@@ -74,6 +75,7 @@ class Role:
         penalised: the loss differentiates the network's own gradient, which DDP does not support:
             its gradients are averaged over processes after the backward pass instead.
         counted: whether its passes are evaluations in the price; not so a function of time alone.
+        frozen: names of the network's parameters that never learn.
 
     Attributes:
         network: the bare network.
@@ -88,10 +90,13 @@ class Role:
         averages: dict[str, AverageConfig | None] | None = None,
         penalised: bool = False,
         counted: bool = True,
+        frozen: Iterable[str] = (),
     ):
         self.model, self.wrapped, self.penalised = model, model, penalised
         self.counted = counted
         self.network: nn.Module = model.network if isinstance(model, Model) else model
+        self.frozen = frozenset(frozen)
+        self.learns(True)
         self.settings = optimizer
         self.average_settings = {"ema": None} if averages is None else averages
         self.prepared = self.network  # behind the wrapper
@@ -144,6 +149,7 @@ class Role:
 
     def wrap(self, accelerator: Accelerator) -> None:
         """Puts the network behind accelerate's wrapper, if there are several processes."""
+        self.learns(True)  # the wrapper waits for whatever asks for gradients now
         if not self.penalised:
             self.prepared = accelerator.prepare_model(self.network)
             one = isinstance(self.model, Model)
@@ -154,7 +160,8 @@ class Role:
 
     def learns(self, yes: bool) -> None:
         """Whether the network's parameters ask for gradients."""
-        self.network.requires_grad_(yes)
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(yes and name not in self.frozen)
 
     def step(self, stage_images: int, fraction: float) -> Tensor:
         """One step of the optimiser on the gradients that are there; returns their norm before
@@ -179,7 +186,8 @@ class Role:
             name: {"step": int(a.step), "initted": bool(a.initted)}
             for name, a in self.averages.items()
         }
-        return {"optimizer": self.optimizer.state_dict(), "averages": averages}
+        optimizer = self.optimizer.state_dict()
+        return {"optimizer": optimizer, "averages": averages, "rate": self.rate}
 
     def load_state(self, state: dict) -> None:
         """Takes up what `state` gave; raises ValueError, or what its parts do, where it is another
@@ -189,6 +197,7 @@ class Role:
             for name in ("exp_avg", "exp_avg_sq"):
                 if moments[name].shape != parameter.shape:
                     raise ValueError(f"{name} has the shape {tuple(moments[name].shape)}")
+        self.rate = state.get("rate", 0.0)  # of its last step, which may be some turns ago
         for name, values in state["averages"].items():
             self.averages[name].step.fill_(values["step"])
             self.averages[name].initted.fill_(values["initted"])

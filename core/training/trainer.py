@@ -124,6 +124,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "processes": self.accelerator.num_processes,
                 "teacher": self.method.teacher_name,
+                "critic_features": list(self.method.critic_features),
                 "config_sha256": config_sha256(self.config, without=("log",)),
                 "half_life": self._half_life(),
             }

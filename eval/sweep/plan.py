@@ -85,6 +85,20 @@ def data_of(config: SweepConfig, run: Run) -> DataConfig:
     return config.data if config.data and (run.data is None or config.data.root) else run.data
 
 
+def check_features(points: list[Point], extractors: list[Extractor]) -> None:
+    """Raises UserError where a run was trained by a critic that saw the features of an extractor:
+    the distance in them is what it was trained to make small. An extractor's variants, which begin
+    with its name, count as it."""
+    for run in {id(point.run): point.run for point in points}.values():
+        for extractor in extractors:
+            for seen in run.critic_features:
+                if extractor.name.startswith(seen) or seen.startswith(extractor.name):
+                    raise UserError(
+                        f"{run.folder} was trained by a critic that saw the features of '{seen}', and "
+                        f"is not measured in those of '{extractor.name}': choose another extractor"
+                    )
+
+
 def check_sizes(data: ImageData, floor_data: ImageData | None) -> None:
     """Raises UserError where the images are too few for the metrics: those of the reference, or
     those that the floor is measured with."""
@@ -176,6 +190,7 @@ def measurement(
         "weights_sha256": run.weights_sha256,
         "train_seed": run.train_seed,
         "ema_half_life": run.ema_half_life,
+        "critic_features": run.critic_features,
     }
     stratified = bool(run.spec.num_classes)
     shared = _shared(config, data, extractor, config.n, config.sets, stratified)

@@ -43,6 +43,7 @@ from eval.sweep.config import SweepConfig
 from eval.sweep.plan import (
     Measurement,
     Point,
+    check_features,
     check_sizes,
     data_of,
     floor_measurement,
@@ -83,6 +84,7 @@ class Sweep:
         if config.keep_samples:
             check_drawable(self.data.channels, "keep_samples=0")
         self.extractors = _extractors(config, self.data, self.device)
+        check_features(self.points, self.extractors)
         self.floor_data = _floor_data(config, source)
         check_sizes(self.data, self.floor_data)
         self.measurements = [

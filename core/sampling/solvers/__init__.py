@@ -58,7 +58,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm++2m-sde": Sampler(dpm_solver_2m_sde, 1, True),
     "dpm++3m-sde": Sampler(dpm_solver_3m_sde, 1, True),
     "unipc": Sampler(unipc, 3, False),
-    "consistency": Sampler(jump_and_renoise, None, True),
+    "consistency": Sampler(jump_and_renoise, None, True, options={"start": 1.0}),
     "flow-map": Sampler(flow_map, None, False),
 }
 

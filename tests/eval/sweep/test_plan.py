@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,14 @@ import torch
 import lab
 from core.config import parse
 from core.errors import UserError
+from core.runs import Run
 from core.setting import Setting
 from eval.curves_file import read_rows
+from eval.features.extractors import make_extractor
+from eval.rows import parse_row
 from eval.sweep.config import SweepEntry
-from eval.sweep.plan import plan
+from eval.sweep.plan import measurement, plan
+from eval.sweep.run import run_sweep
 from lab import measure
 from tests.helpers.small_sweep import comparable, config
 from tests.helpers.tiny import train_tiny
@@ -51,6 +56,22 @@ def test_a_named_sampler_begins_with_everything_off():
         settings(samplers=["ddim"])[0].key()
     )
     assert found[-1].options == {"eta": 0.0}
+
+
+@pytest.mark.parametrize("seen", ["digits-cnn", "digits"])
+def test_a_run_is_not_measured_in_what_its_critic_saw(run, tmp_path, seen):
+    def load(*arguments) -> Run:
+        return replace(lab.load(*arguments), critic_features=("pixels", seen))
+
+    given = config(run, tmp_path / "rows.jsonl", str(tmp_path / "cache"), {"steps": [1]})
+    with pytest.raises(UserError, match=rf"{run}.*features of '{seen}'.*in those of 'digits-cnn'"):
+        run_sweep(given, load)
+    (first, *_) = plan(given, torch.device("cpu"), load)
+    draft = measurement(given, first.run.data.load(), make_extractor("digits-cnn"), first).draft
+    assert draft.critic_features == ("pixels", seen)
+    assert parse_row(draft.model_copy(update={"fid": 1.0}).json_line().encode(), "x") == (
+        draft.model_copy(update={"fid": 1.0})
+    )
 
 
 @pytest.fixture(scope="module")
