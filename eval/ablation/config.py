@@ -4,8 +4,9 @@ and what is measured."""
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, model_validator
 
@@ -14,6 +15,7 @@ from core.errors import UserError, nearest
 from core.training.config import RunConfig
 from eval.sweep.config import Measured, Sampled, SweepConfig, SweepEntry
 
+MOST = 10_000  # trainings of a study
 Value = bool | int | FiniteFloat | str | None | tuple[Any, ...] | dict[str, Any]
 
 
@@ -21,7 +23,7 @@ class StudySweep(Sampled, Measured):
     """What is measured of every cell. Sampled with noise that follows the training seed: cells of
     one seed share it, and no seed's noise is in the mean of another."""
 
-    keep_samples: int = 0
+    keep_samples: int = Field(default=0, ge=0, le=10_000)
     """first images of every row, kept as a picture in the cell's folder"""
     floor: bool = False
     """also measure the other split against the reference, for every cell"""
@@ -45,7 +47,7 @@ class StudyConfig(Strict):
     """or named sets of overrides, each a cell"""
     excluded: tuple[dict[str, Value], ...] = Field(default=(), alias="except")
     """conditions; a cell that meets all of one is left out. A list means any of its values"""
-    seeds: tuple[int, ...]
+    seeds: tuple[Annotated[int, Field(lt=2**32)], ...]
     """seeds of training (train.seed); each cell is trained with every one"""
     sweep: StudySweep
     """what is measured"""
@@ -60,6 +62,11 @@ class StudyConfig(Strict):
             raise ValueError("give exactly one of axes and variants")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("seeds: at least one, each once, from 0 up")
+        if max(self.seeds) + self.sweep.seed >= 2**32:
+            raise ValueError("seeds: sweep.seed is added to each, and the sum must be below 2^32")
+        trainings = prod(map(len, self.factors.values())) * len(self.seeds)
+        if trainings > MOST:
+            raise ValueError(f"{trainings:,} trainings: at most {MOST:,} in a study")
         if len(self.variants) == 1:
             raise ValueError("variants has one variant: nothing to compare it with")
         for key, values in self.axes.items():

@@ -12,7 +12,7 @@ from core.errors import UserError
 from eval.ablation.cells import make_cells, trials_of
 from eval.ablation.config import base_run, read_study
 from scripts.train import resolved
-from tests.helpers.study import write_study
+from tests.helpers.study import SWEEP, write_study
 
 
 def cells(file: Path, *overrides: str) -> list:
@@ -105,6 +105,13 @@ def test_a_study_may_be_based_on_a_study(tmp_path):
         ({"question": None}, "key 'question' is missing"),
         ({"seeds": []}, "seeds: at least one"),
         ({"seeds": [1, 1]}, "seeds: at least one, each once"),
+        ({"seeds": [2**32]}, "seeds.0: Input should be less than 4294967296"),
+        ({"seeds": [1], "sweep": SWEEP | {"seed": 2**32 - 1}}, "the sum must be below 2.32"),
+        ({"sweep": SWEEP | {"keep_samples": -1}}, "keep_samples: Input should be greater than"),
+        (
+            {"axes": {f"method.x{i}": list(range(30)) for i in range(6)}},
+            "729,000,000 trainings: at most 10,000 in a study",
+        ),
         ({"axes": None}, "exactly one of axes and variants"),
         ({"variants": {"a": {}, "b": {}}}, "exactly one of axes and variants"),
         ({"axes": {"optimizer.lr": [1]}}, "needs at least two values"),
