@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-import yaml
 
 from core.data import DataConfig
 from core.errors import UserError, nearest
-from core.files import read_text, sha256_of
+from core.files import sha256_of
 from core.model import Model, ModelSpec
 from core.training.checkpoints import check_file, latest_checkpoint
+from core.training.origin import RunOrigin, read_origin, read_price
 from core.weights import load_weights, read_spec
 
 
@@ -25,8 +24,10 @@ from core.weights import load_weights, read_spec
 class Run:
     """A trained model with its origin.
 
-    ema: which weights these are, for the protocol of a row; train_*: the price and the seed of
-    training, None like `data` where a model that was trained elsewhere does not say.
+    ema: which weights these are: "raw", "average", what another format says, or the configured
+    half-life, where a run of an earlier version does not know the true one; ema_half_life: images
+    that make up half of the average. train_*: the price and the seed of training, None like `data`
+    where a model that was trained elsewhere does not say.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Run:
     train_evals: float | None
     train_seconds: float | None
     train_seed: int | None = None
+    ema_half_life: float | None = None
     more_weights: tuple[Path, ...] = ()  # the other files, where they are in shards
     critic_features: tuple[str, ...] = ()  # what critics saw that it was trained by
 
@@ -49,11 +51,23 @@ class Run:
     def spec(self) -> ModelSpec:
         return self.model.spec
 
+    @property
+    def weights(self) -> str:
+        """Which weights these are, in words."""
+        return weights_in_words(self.ema, self.ema_half_life)
+
     @cached_property
     def weights_sha256(self) -> str:
         files = (self.weights_file, *self.more_weights)
         hashes = [sha256_of(file) for file in files]
         return hashes[0] if len(files) == 1 else sha256("".join(hashes).encode()).hexdigest()
+
+
+def weights_in_words(ema: str, half_life: float | None) -> str:
+    """An average by its half-life; one whose configured half-life alone is known is marked."""
+    if half_life is not None:
+        return f"half-life {half_life:.0f} images"
+    return f"{ema} (cap)" if ema.startswith("half-life") else ema
 
 
 class Format(NamedTuple):
@@ -114,11 +128,11 @@ def load_run(
         raise NotARun(
             f"{folder} is not a run: it has no config.yaml{hint}; train it first (python -m scripts.train --help)"
         )
-    config = yaml.safe_load(read_text(folder / "config.yaml"))
+    origin = read_origin(folder)
     checkpoint = latest_checkpoint(folder, steps)
     while checkpoint is not None:
         try:
-            return _read_run(folder, config, checkpoint, weights, device)
+            return _read_run(folder, origin, checkpoint, weights, device)
         except (OSError, UserError):
             newer = latest_checkpoint(folder, steps)
             if newer == checkpoint:
@@ -130,9 +144,12 @@ def load_run(
 
 
 def _read_run(
-    folder: Path, config: dict, checkpoint: Path, weights: str, device: torch.device | str
+    folder: Path, origin: RunOrigin, checkpoint: Path, weights: str, device: torch.device | str
 ) -> Run:
-    price = json.loads(read_text(checkpoint / "price.json"))
+    price = read_price(checkpoint)
+    half_life = price.half_life if weights == "ema" else None
+    configured = f"half-life {origin.ema.half_life:g} images"
+    average = configured if half_life is None else "average"
     file = checkpoint / f"{weights}.safetensors"
     check_file(file)
     model = read_spec(file).build()
@@ -141,16 +158,17 @@ def _read_run(
     return Run(
         folder=folder,
         name=folder.name,
-        method=config["method"]["name"],
-        teacher=price["teacher"],
+        method=origin.method.name,
+        teacher=price.teacher,
         model=model,
-        data=DataConfig(**config["data"]),
-        ema=f"half-life {config['ema']['half_life']:g} images" if weights == "ema" else "raw",
-        config_sha256=price["config_sha256"],
+        data=origin.data,
+        ema=average if weights == "ema" else "raw",
+        config_sha256=price.config_sha256,
         weights_file=file,
-        train_images=price["images"],
-        train_evals=price["evals"],
-        train_seconds=price["seconds"],
-        train_seed=config["train"]["seed"],
-        critic_features=tuple(price.get("critic_features", ())),
+        train_images=price.images,
+        train_evals=price.evals,
+        train_seconds=price.seconds,
+        train_seed=origin.train.seed,
+        ema_half_life=half_life,
+        critic_features=tuple(price.critic_features),
     )

@@ -16,10 +16,13 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_vali
 
 from core.config import Strict
 from core.errors import UserError
+from core.runs import weights_in_words
 from core.sampling.solvers import OLD_NAMES
 from core.setting import GuidanceScale, Option, Setting, Steps, Threshold
 from eval.settings import normal
 
+# Distances of points of the plane (eval/metrics/points.py), which no features come between
+OF_POINTS = {"SW2": "sliced 2-Wasserstein distance", "KL": "histogram KL in nats"}
 FULL_FID = 50_000  # the n that an FID without an n in its name has
 
 LARGEST = 1e30  # beyond it a number is a slip, and its square no number
@@ -61,7 +64,7 @@ class Row(Strict):
     """network evaluations per image, counted"""
     guidance_scale: GuidanceScale | None = None
     metric: str
-    """FID, or FD in other features than Inception's"""
+    """FID, or FD in other features than Inception's; SW2 or KL of points"""
     fid: float
     """the distance; NaN where it has not been measured yet"""
     fid_std: NotNegative | None = None
@@ -103,6 +106,9 @@ class Row(Strict):
     """of the bootstrap that fid_std comes from; 0: there was none"""
     train_seed: Whole | None = None
     """of the training; null where the model does not say"""
+    ema_half_life: NotNegative | None = None
+    """images that make up half of the average; null: not known, and a half-life in `ema` is the
+    configured one, which many runs did not reach"""
     critic_features: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """what the critics saw that the model was trained by; never those of `extractor`"""
 
@@ -129,6 +135,11 @@ class Row(Strict):
     def is_floor(self) -> bool:
         """Whether the row compares real images with real images."""
         return self.sampler is None
+
+    @property
+    def weights(self) -> str | None:
+        """Which weights were sampled, in words; None for a floor."""
+        return self.ema and weights_in_words(self.ema, self.ema_half_life)
 
     @cached_property
     def setting(self) -> Setting | None:
@@ -239,6 +250,12 @@ def said(error: ValidationError) -> str:
     given = json.dumps(first["input"], default=str)
     given = given if len(given) <= 60 else f"{given[:57]}..."
     return f"key '{json.dumps(key)[1:-1]}' is {given}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def distance_label(row: Row) -> str:
+    """The distance with what it is taken in: "FD@300, digits-cnn features", or in words."""
+    words = OF_POINTS.get(row.metric, f"{row.extractor} features")
+    return f"{measure_label(row)}, {words}"
 
 
 def measure_label(row: Row, key: str = "fid") -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
 
 from core.data import Batch, ImageSource
+from core.data.coupling import transported
 from core.data.pairs import PairSource
+from core.diffusion.losses import straight_error_scale
 from core.diffusion.parameterisations import from_denoised
-from core.diffusion.times import TimeConfig, make_time_sampler
+from core.diffusion.times import TimeConfig, make_time_sampler, time_density
 from core.errors import UserError
 from core.model import Model
 from core.training.method import (
@@ -29,23 +34,55 @@ from core.training.roles import Role
 class RectifiedFlowConfig(MethodConfig):
     """The keys of rectified flow and reflow."""
 
+    LATER = ("time_as", "transport")
+
     time: TimeConfig = TimeConfig()
     """how training times are drawn"""
+    time_as: Literal["sampling", "weight"] = "sampling"
+    """weight: times are uniform, and the error is weighted by the density of `time`"""
     label_dropout: float = Field(default=0.0, ge=0, lt=1)
     """share of labels replaced by the null label, which classifier-free guidance needs"""
     pairs: str | None = None
     """folder of stored pairs, which makes this reflow; null: noise independent of the data"""
     init: str | None = None
-    """run of the same network to start from"""
+    """run to start from: a flow, or a teacher that predicts v"""
+    transport: int = Field(default=1, ge=1, le=100_000)
+    """consecutive images that are given each other's noise by optimal transport; 1: their own"""
+
+    @model_validator(mode="after")
+    def _one_coupling(self) -> RectifiedFlowConfig:
+        if self.transport > 1 and self.pairs is not None:
+            raise ValueError(
+                f"transport={self.transport} and pairs: stored pairs are a coupling; leave one out"
+            )
+        return self
 
 
 class RectifiedFlow(Method):
-    """min E ||(eps - x0) - u(x_t, t)||^2 on x_t = (1 - t) x0 + t eps (eq. 1; t runs from data to
+    """min E ||(eps - x0) - u(y_w, w)||^2 on y_w = (1 - w) x0 + w eps (eq. 1; w runs from data to
     noise here, so u has the opposite sign of the paper's v). With stored pairs (eps, x0) of a flow
     or a teacher this is the k-th rectified flow.
 
-    On a path other than the rectified one the target is that path's own dx/dt: flow matching
-    (Lipman et al. 2023).
+    On the rectified path y_w is x_t and w is t. A network of another path is a rectified flow
+    too, without any conversion of its weights: in y = x_t / (alpha + sigma) and w = sigma / (alpha
+    + sigma) every Gaussian path is the straight one, and any prediction at (x_t, t) is a guess of
+    eps - x0. So a teacher starts a flow that is, at first, the teacher's own. Times are drawn as w;
+    where a path ends before pure noise they are scaled to its range.
+
+    The network may predict v in place of u. u = (sigma - alpha) x + (alpha + sigma) v on a
+    variance-preserving path, so v is u with a skip: near noise u makes the network copy its input.
+    The loss is that of eps - x0 for both.
+
+    Deviations: times are uniform in the paper; the recipes of digits and Fashion-MNIST draw them
+    from the sigmoid of a normal distribution (Esser et al. 2024), and reflow's u-shaped (Lee et al.
+    2024, there with LPIPS-Huber and a weight of 1 / t; here the squared error). Labels are given,
+    and may be dropped. Reflow continues from the weights that made its pairs, with an optimiser of
+    its own whose rate falls to 0, and sees its pairs many times (the paper has millions).
+
+    With `transport` the noise of each image is chosen among that of its neighbours, and its class,
+    so that the squared lengths of the ways are least: minibatch optimal transport (Tong et al. 2024,
+    arXiv 2302.00482). Deviation: the plan of a block of fixed size and one class, and not of the
+    batch, so that it depends on nothing but the block.
     """
 
     Config = RectifiedFlowConfig
@@ -53,13 +90,14 @@ class RectifiedFlow(Method):
     def __init__(
         self, config: RectifiedFlowConfig, model: Model, source: ImageSource | PairSource | None
     ):
-        if model.spec.prediction != "u":
+        if model.spec.prediction not in ("u", "v"):
             raise UserError(
-                f"model.prediction={model.spec.prediction}: a flow predicts u, the velocity"
+                f"model.prediction={model.spec.prediction}: a flow predicts u, the velocity, or v"
             )
         self.config, self.source = config, source
         self.roles = {"student": Role(model)}
-        self.sample_time = make_time_sampler(config.time)
+        weighted = config.time_as == "weight"
+        self.sample_time = make_time_sampler(TimeConfig() if weighted else config.time)
 
     @classmethod
     def from_config(cls, config: RectifiedFlowConfig, context: Context) -> RectifiedFlow:
@@ -73,8 +111,9 @@ class RectifiedFlow(Method):
                     "method.init brings its own network: remove the section 'model' from the config"
                 )
             run = context.load(config.init, "ema", context.device)
-            model, started_from = run.model, {run.name: run.weights_sha256}
-            model.train().requires_grad_(True)
+            started_from = {run.name: run.weights_sha256}
+            spec = run.spec.model_copy(update={"discrete_steps": None, "sampling": None})
+            model = Model(run.model.network, spec).train().requires_grad_(True)
             data = context.data.load().seen_by(model.spec.num_classes)
         pairs = PairSource(config.pairs, context.seed) if config.pairs else None
         method = cls(config, model, pairs or ImageSource(data, context.seed))
@@ -86,13 +125,20 @@ class RectifiedFlow(Method):
 
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
         model = self.roles["student"].wrapped
-        t, eps = self.sample_time(batch.rng), noise_of(batch)
+        path, kind = model.path, model.spec.prediction
+        drawn, label = self.sample_time(batch.rng), batch.condition.label
+        eps = transported(batch.x0, noise_of(batch), self.config.transport, label)
+        noisiest = path.straight(torch.ones((), dtype=torch.float64, device=drawn.device))
+        t = path.from_straight(drawn * noisiest)
         error = regress(
             model,
-            x_t=model.path.mix(batch.x0, eps, t),
+            x_t=path.mix(batch.x0, eps, t),
             t=t,
-            target=from_denoised("u", batch.x0, eps, t, model.path),
-            kind="u",
+            target=from_denoised(kind, batch.x0, eps, t, path),
+            kind=kind,
             condition=drop_labels(batch, self.config.label_dropout, model.spec.num_classes),
         )
-        return Loss(mean_square(error), t)
+        weight = straight_error_scale(kind, t, path)
+        if self.config.time_as == "weight":
+            weight = weight * time_density(self.config.time, drawn)
+        return Loss(mean_square(error) * weight.float(), t)

@@ -28,6 +28,20 @@ def x0_error_scale(kind: Prediction, t: Tensor, path: Path) -> Tensor:
     return (c.sigma / (c.alpha * c.dsigma - c.sigma * c.dalpha)).square()
 
 
+def straight_error_scale(kind: Prediction, t: Tensor, path: Path) -> Tensor:
+    """[B] float64: ||error of eps - x0||^2 = scale * ||error of `kind`||^2 at t [B]. eps - x0 is the
+    velocity in the straight coordinates of `Path.straight`."""
+    c = path.at(t)
+    total = c.alpha + c.sigma
+    if kind == "x0":
+        return (total / c.sigma).square()
+    if kind == "eps":
+        return (total / c.alpha).square()
+    if kind == "v":
+        return (total / (c.alpha.square() + c.sigma.square())).square()
+    return (total / (c.alpha * c.dsigma - c.sigma * c.dalpha)).square()
+
+
 def loss_weight(
     weighting: Weighting, kind: Prediction, t: Tensor, path: Path, gamma: float = 5.0
 ) -> Tensor:

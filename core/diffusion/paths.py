@@ -60,6 +60,17 @@ class Path(ABC):
         c = self.at(t)
         return c.alpha.log() - c.sigma.log()
 
+    def straight(self, t: Tensor) -> Tensor:
+        """The time w = sigma / (alpha + sigma) at which a straight path has the noise of this one
+        at t: with y = x_t / (alpha + sigma), y = (1 - w) x0 + w eps. All Gaussian paths are the
+        rectified one in these coordinates."""
+        c = self.at(t)
+        return c.sigma / (c.alpha + c.sigma)
+
+    def from_straight(self, w: Tensor) -> Tensor:
+        """The inverse of `straight`, for 0 < w <= straight(1)."""
+        return self.time(torch.log1p(-w.double()) - w.double().log())
+
     def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t [B, ...] from data x0 [B, ...], noise eps [B, ...] and times t [B]."""
         c = self.at(t)
@@ -179,6 +190,9 @@ class Rectified(Path):
 
     def time(self, lam: Tensor) -> Tensor:
         return torch.sigmoid(-lam.double())
+
+    def from_straight(self, w: Tensor) -> Tensor:
+        return w.double()
 
 
 class Trigonometric(Path):

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from core.config import Strict
+from core.diffusion.paths import Path
 from core.noise import Noise
 
 TimeSampler = Callable[[Noise], Tensor]
@@ -23,15 +24,19 @@ PairSampler = Callable[[Noise], tuple[Tensor, Tensor]]
 class TimeConfig(Strict):
     """How training times t in (0, 1) are drawn."""
 
-    name: Literal["uniform", "logit-normal", "u-shaped"] = "uniform"
+    LATER = ("share",)
+
+    name: Literal["uniform", "logit-normal", "u-shaped", "mixture"] = "uniform"
     """logit-normal: sigmoid(N(mean, std^2)) (Esser et al. 2024); u-shaped: density proportional to
-    e^{a t} + e^{a (1 - t)} (Lee et al. 2024, for reflow)"""
+    e^{a t} + e^{a (1 - t)} (Lee et al. 2024, for reflow); mixture: uniform and logit-normal"""
     mean: float = Field(default=0.0, ge=-20, le=20)
     """of logit-normal"""
     std: float = Field(default=1.0, gt=0, le=20)
     """of logit-normal"""
     a: float = Field(default=4.0, ge=1e-3, le=20)
     """of u-shaped"""
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """of mixture: that of the uniform times"""
 
 
 def on_grid(steps: int) -> TimeSampler:
@@ -56,7 +61,29 @@ def make_time_sampler(config: TimeConfig, draw: int = 0) -> TimeSampler:
         c = 2 * (top - 1) * uniform(rng) - (top - 1)
         return torch.log(0.5 * (c + (c.square() + 4 * top).sqrt())) / config.a
 
-    return {"uniform": uniform, "logit-normal": logit_normal, "u-shaped": u_shaped}[config.name]
+    def mixture(rng: Noise) -> Tensor:
+        first = rng.uniform("time-mixture", draw) < config.share
+        return torch.where(first, uniform(rng), logit_normal(rng))
+
+    samplers = {"uniform": uniform, "logit-normal": logit_normal, "u-shaped": u_shaped}
+    return {**samplers, "mixture": mixture}[config.name]
+
+
+def time_density(config: TimeConfig, t: Tensor) -> Tensor:
+    """[B] float64: the density of `config`'s times at t [B]. As a weight of uniform times it has
+    the same expected loss as sampling, with another variance."""
+    t = t.double()
+    if config.name == "uniform":
+        return torch.ones_like(t)
+    if config.name == "u-shaped":
+        rising = torch.exp(config.a * t) + torch.exp(config.a * (1 - t))
+        return 0.5 * config.a * rising / math.expm1(config.a)
+    z = (torch.logit(t, 1e-12) - config.mean) / config.std
+    normal = torch.exp(-0.5 * z.square()) / (config.std * math.sqrt(2 * math.pi))
+    logit_normal = normal / (t * (1 - t)).clamp(min=1e-12)
+    if config.name == "logit-normal":
+        return logit_normal
+    return config.share + (1 - config.share) * logit_normal
 
 
 def make_pair_sampler(config: TimeConfig, unequal: float) -> PairSampler:
@@ -70,3 +97,25 @@ def make_pair_sampler(config: TimeConfig, unequal: float) -> PairSampler:
         return t, torch.where(rng.uniform("unequal") < unequal, s, t)
 
     return pair
+
+
+class NoiseTimeConfig(Strict):
+    """How training times are drawn where a paper states them as noise levels sigma / alpha."""
+
+    name: Literal["log-normal", "uniform"] = "log-normal"
+    """log-normal: ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1); uniform: in
+    t"""
+    mean: float = Field(default=-1.1, ge=-20, le=20)
+    """of log-normal"""
+    std: float = Field(default=2.0, gt=0, le=20)
+    """of log-normal"""
+
+
+def make_noise_time_sampler(config: NoiseTimeConfig, path: Path) -> TimeSampler:
+    """Times t [B] float64 on `path`; levels beyond its last one become t = 1."""
+
+    def log_normal(rng: Noise) -> Tensor:
+        z = rng.normal((1,), "time", dtype=torch.float64)[:, 0]
+        return path.time(-config.mean - config.std * z).clamp(min=1e-12, max=1.0)
+
+    return log_normal if config.name == "log-normal" else lambda rng: rng.uniform("time")

@@ -47,7 +47,8 @@ class AverageConfig(Strict):
     """A moving average of the weights."""
 
     half_life: float = Field(default=50_000, gt=0, le=MOST)
-    """images after which a weight's influence has halved, once the warm-up is over"""
+    """images after which a weight's influence has halved, once the warm-up is over: a cap, since
+    short runs end in the warm-up; runs and rows say what it was at the end"""
     power: float | None = Field(default=2 / 3, gt=0, le=100)
     """warm-up of the decay by 1 - (1 + step)^-power (ema-pytorch's); null: none"""
 
@@ -73,6 +74,7 @@ class Role:
         averages: moving averages by name, None where the run's section holds.
         penalised: the loss differentiates the network's own gradient, which DDP does not support:
             its gradients are averaged over processes after the backward pass instead.
+        counted: whether its passes are evaluations in the price; not so a function of time alone.
         frozen: names of the network's parameters that never learn.
 
     Attributes:
@@ -87,9 +89,11 @@ class Role:
         optimizer: OptimizerConfig | None = None,
         averages: dict[str, AverageConfig | None] | None = None,
         penalised: bool = False,
+        counted: bool = True,
         frozen: Iterable[str] = (),
     ):
         self.model, self.wrapped, self.penalised = model, model, penalised
+        self.counted = counted
         self.network: nn.Module = model.network if isinstance(model, Model) else model
         self.frozen = frozenset(frozen)
         self.learns(True)
@@ -99,16 +103,31 @@ class Role:
         self.averages: dict[str, EMA] = {}
         self.optimizer: torch.optim.AdamW | None = None
         self.rate = 0.0
+        self.batch_size = 1
 
     def average(self, name: str = "ema") -> nn.Module:
         """The averaged network; the network itself as long as no run has begun."""
         return self.averages[name].ema_model if name in self.averages else self.network
 
+    def half_life(self, name: str = "ema") -> float:
+        """Images whose weights, the last ones, make up half of that average as it is now; where
+        the weights it began with make up more than half, all images since."""
+        average = self.averages[name]
+        left, steps = 1.0, 0.0
+        for step in range(int(average.step), 0, -1):
+            decay = _decay(average, step)
+            if left * decay <= 0.5:
+                # Within a step as an exponential falls; a decay of 0 forgets all that was before.
+                part = math.log(left / 0.5) / -math.log(decay) if decay else 1.0
+                return (steps + part) * self.batch_size
+            left, steps = left * decay, steps + 1
+        return steps * self.batch_size
+
     # ------------------------------------------------------------ what the trainer does with it
 
     def begin(self, optimizer: OptimizerConfig, ema: AverageConfig, batch_size: int) -> None:
         """Equips the role for a run, whose sections hold where the method said nothing."""
-        self.settings = self.settings or optimizer
+        self.settings, self.batch_size = self.settings or optimizer, batch_size
         self.begin_stage()
         for name, config in self.average_settings.items():
             self.averages[name] = _average(self.network, config or ema, batch_size)
@@ -171,11 +190,26 @@ class Role:
         return {"optimizer": optimizer, "averages": averages, "rate": self.rate}
 
     def load_state(self, state: dict) -> None:
+        """Takes up what `state` gave; raises ValueError, or what its parts do, where it is another
+        network's."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.rate = state.get("rate", 0.0)  # of its last step, which may be some turns ago
+        for parameter, moments in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameter.shape:
+                    raise ValueError(f"{name} has the shape {tuple(moments[name].shape)}")
         for name, values in state["averages"].items():
             self.averages[name].step.fill_(values["step"])
             self.averages[name].initted.fill_(values["initted"])
+
+
+def _decay(average: EMA, step: int) -> float:
+    """By which ema-pytorch multiplied the average in its update number `step`, from 1."""
+    if average.min_value == average.beta:
+        return average.beta
+    if step == 1:
+        return 0.0  # it takes the weights as they are
+    return min(average.beta, 1 - step**-average.power)
 
 
 def _average(network: nn.Module, config: AverageConfig, batch_size: int) -> EMA:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from core.runs import weights_in_words
 from core.setting import Setting
 from eval.curves.style import GENERATORS, style_of
-from eval.rows import Row, measure_label
+from eval.rows import Row, distance_label
 from eval.settings import grid_name
 from eval.text import counted, one_line
 
@@ -97,7 +98,7 @@ def series_label(row: Row, among: Iterable[Row]) -> str:
         if len({r.config_sha256 for r in alike if r.run == row.run}) > 1:
             words[-1] += f" {str(row.config_sha256)[:6]}"  # folders of one name
     if differ(lambda r: r.ema):
-        words.append(row.ema)
+        words.append(weights_in_words(row.ema, None))  # a series may have many half-lives
     if differ(lambda r: r.setting.threshold):
         words.append(f"threshold {row.setting.threshold}")
     if differ(lambda r: r.setting.grid):
@@ -118,8 +119,7 @@ def protocol_label(group: list[Row]) -> str:
     train"."""
     row = next(iter(measured(group)), group[0])
     return one_line(
-        f"{measure_label(row)}, {row.extractor} features (sha256 {row.extractor_sha256[:8]}), "
-        f"reference {row.reference}"
+        f"{distance_label(row)} (sha256 {row.extractor_sha256[:8]}), reference {row.reference}"
     )
 
 

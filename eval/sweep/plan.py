@@ -189,6 +189,7 @@ def measurement(
         "config_sha256": run.config_sha256,
         "weights_sha256": run.weights_sha256,
         "train_seed": run.train_seed,
+        "ema_half_life": run.ema_half_life,
         "critic_features": run.critic_features,
     }
     stratified = bool(run.spec.num_classes)

@@ -40,6 +40,7 @@ class Origin(Strict):
     train_evals: float | None = None
     train_seconds: float | None = None
     config_sha256: str | None = None
+    ema_half_life: float | None = None
     steps: int | None = None
     time: str | None = None
 

@@ -38,7 +38,7 @@ def describe(run: Run) -> dict[str, str]:
         "classes": f"{spec.num_classes}{', no null label' if known else ''}"
         if spec.num_classes
         else "none (unconditional)",
-        "weights": f"{run.ema}, {run.weights_file}",
+        "weights": f"{run.weights}, {run.weights_file}",
         "sha256": run.weights_sha256,
         "method": run.method + (f", teacher {run.teacher}" if run.teacher else ""),
         "data": run.data.name

@@ -249,6 +249,7 @@ def load_pretrained(path: Path, weights: str = "ema", device: torch.device | str
         train_images=o.train_images,
         train_evals=o.train_evals,
         train_seconds=o.train_seconds,
+        ema_half_life=o.ema_half_life,
     )
 
 

@@ -47,10 +47,10 @@ def export(run: Run, out: Path) -> str:
             f"{run.folder}: network {spec.network.name} is no denoiser and is not exported"
         )
     if isinstance(spec.network, UNetConfig):
-        for key, ours in (("second_time", False), ("time_scale", 1000.0)):
+        for key, ours in (("second_time", False), ("time_scale", 1000.0), ("guidance", None)):
             if (value := getattr(spec.network, key)) != ours:
                 raise UserError(
-                    f"{run.folder}: network.{key} = {value}: diffusers' networks have no such time "
+                    f"{run.folder}: network.{key} = {value}: diffusers' networks have no such "
                     "embedding; only teachers, students of one time and flows are exported"
                 )
     if (
@@ -137,6 +137,7 @@ def _origin(run: Run, partial: Path, **more) -> None:
         teacher=run.teacher,
         data=run.data and run.data.elsewhere(),
         ema=run.ema,
+        ema_half_life=run.ema_half_life,
         train_images=run.train_images,
         train_evals=run.train_evals,
         train_seconds=run.train_seconds,

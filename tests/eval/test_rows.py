@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import lab
 from core.errors import UserError
 from core.setting import Setting
 from eval.curves.table import markdown_tables
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = sorted((ROOT / "results").rglob("curves.jsonl"))
 LINES = [line for file in PUBLISHED for line in file.read_bytes().splitlines()]
 RENAMED = {"jump": "consistency", "sde": "euler-maruyama"}
-NEW = ("options", "sets", "resamples", "train_seed", "critic_features")
+NEW = ("options", "sets", "resamples", "train_seed", "ema_half_life", "critic_features")
 SAMPLED = next(json.loads(line) for line in LINES if json.loads(line)["sampler"])
 
 
@@ -50,6 +51,19 @@ def test_words_of_old_rows_become_numbers():
         one = row("ddpm", 1, 2.0, fid_error=text)
         assert (one.sets, one.resamples) == numbers
     assert row("ddpm", 1, 2.0, fid_error="3 sets", sets=5).sets == 5  # numbers count, not words
+
+
+def test_the_configured_half_life_of_old_rows_is_marked():
+    """Also that of a run from before the true one was kept; a new row says the true one."""
+    old = [r for file in PUBLISHED for r in read_rows(file) if (r.ema or "").startswith("half")]
+    assert old and all(r.weights == f"{r.ema} (cap)" and r.ema_half_life is None for r in old)
+    shipped = lab.load(ROOT / "teachers" / "shipped" / "digits")
+    assert (shipped.ema, shipped.ema_half_life) == ("half-life 10000 images", None)
+    assert shipped.weights == "half-life 10000 images (cap)"
+    new = row("ddpm", 4, 2.0, ema="average", ema_half_life=9460.4)
+    assert new.weights == "half-life 9460 images"
+    assert row("ddpm", 4, 2.0, ema="raw").weights == "raw"
+    assert row("floor", None, 2.0).weights is None
 
 
 def test_a_row_holds_its_setting():
@@ -210,7 +224,7 @@ def mutated(draw) -> bytes:
     return bytes(line)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(mutated(), mutated())
 def test_mutated_rows_become_rows_or_one_line(first, second):
     """Whatever is read can be written, read again and put into a table."""

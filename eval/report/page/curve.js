@@ -17,6 +17,12 @@ function yWords(group, key) {
     : group.measures[key];
 }
 
+// An average by its half-life; rows of earlier versions know the configured one alone, which is a cap.
+function weights(row) {
+  if (typeof row.ema_half_life === "number") return `half-life ${Math.round(row.ema_half_life)} images`;
+  return /^half-life/.test(row.ema ?? "") ? `${row.ema} (cap)` : row.ema;
+}
+
 function hoverText(row, group, key) {
   const error = key === "fid" && row.fid_std !== null ? ` ± ${digits(row.fid_std, row.fid)} (${row.fid_error})` : "";
   const lines = [`${escapeText(group.measures[key])} <b>${digits(row[key])}</b>${escapeText(error)}`];
@@ -28,7 +34,7 @@ function hoverText(row, group, key) {
   lines.push(`extractor ${row.extractor} (${row.extractor_sha256.slice(0, 8)})`);
   lines.push(`reference ${row.reference} (${row.reference_sha256.slice(0, 8)})`);
   if (row.sampler !== null) {
-    lines.push(`ema: ${row.ema}`, `grid ${row.grid}, threshold ${row.threshold}`);
+    lines.push(`weights: ${weights(row)}`, `grid ${row.grid}, threshold ${row.threshold}`);
     if (row.seconds_per_image !== null) lines.push(`${duration(row.seconds_per_image)} per image`, `on ${row.device}`);
     if (row.train_evals !== null) lines.push(`training: ${large(row.train_evals)} evaluations`);
   }
@@ -244,7 +250,7 @@ function drawTable() {
     ["recall", (r) => (r.recall === null ? "" : r.recall.toFixed(3))],
     ["time an image", (r) => (r.seconds_per_image === null ? "" : duration(r.seconds_per_image))],
     ["training evaluations", (r) => (r.train_evals === null ? "" : large(r.train_evals))],
-    ["weights", (r) => r.ema ?? ""],
+    ["weights", (r) => weights(r) ?? ""],
     ["seed", (r) => r.seed ?? ""],
   ];
   const line = (name, row) => el("tr", {}, ...columns.map(([, read]) => el("td", {}, read ? String(read(row) ?? "") : name)));

@@ -52,7 +52,8 @@ def test_what_tells_series_apart_is_said_and_nothing_else():
     for change, words in (
         ({"run": "other"}, "run other"),
         ({"config_sha256": "cafe" * 16}, "run ddpm cafeca"),
-        ({"ema": "half-life 5 images"}, "half-life 5 images"),
+        ({"ema": "half-life 5 images"}, "half-life 5 images (cap)"),
+        ({"ema": "average", "ema_half_life": 5.2}, "average"),
         ({"threshold": "static"}, "threshold static"),
         ({"grid": "karras"}, "grid karras"),
         ({"seed": 3}, "seed 3"),

@@ -174,7 +174,7 @@ def test_the_curve_answers(browser, folder):
         "n = 30, seed 0",
         "digits-cnn",
         "digits train",
-        "half-life 320 images",
+        f"half-life {row.ema_half_life:.0f} images",
     ]
     expected += [
         f"{row.fid:.0f}"[:2],
