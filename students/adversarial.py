@@ -16,7 +16,13 @@ from core.setting import Setting, Steps
 from core.training.adversarial import hinge, slope_penalty
 from core.training.method import Context, Loss, Method, MethodConfig, Progress
 from core.training.roles import OptimizerConfig, Role
-from students.teacher import load_teacher, student_source, supervised_by, trainable_copy
+from students.teacher import (
+    check_not_told,
+    load_teacher,
+    student_source,
+    supervised_by,
+    trainable_copy,
+)
 
 
 class AdversarialConfig(MethodConfig):
@@ -86,6 +92,7 @@ class AdversarialDistillation(Method):
     @classmethod
     def from_config(cls, config: AdversarialConfig, context: Context) -> AdversarialDistillation:
         run = load_teacher(config.teacher, context)
+        check_not_told(run.spec)
         source = student_source(run, context)
         run.model.check_encoder()
         torch.manual_seed(context.seed + 1)

@@ -28,7 +28,13 @@ from core.training.method import (
     regress,
 )
 from core.training.roles import OptimizerConfig, Role
-from students.teacher import load_teacher, student_source, supervised_by, trainable_copy
+from students.teacher import (
+    check_not_told,
+    load_teacher,
+    student_source,
+    supervised_by,
+    trainable_copy,
+)
 
 FAKE_FEATURES = "encoder of the fake score"
 SMALLEST_SCALE = 1e-2  # of the normalising distance to the teacher's guess, in units of images
@@ -139,6 +145,7 @@ class DistributionMatching(Method):
     @classmethod
     def from_config(cls, config: DistributionConfig, context: Context) -> DistributionMatching:
         run = load_teacher(config.teacher, context)
+        check_not_told(run.spec)
         source = student_source(run, context)
         torch.manual_seed(context.seed)  # for the critic's heads
         method = cls(config, run.model, source)

@@ -24,7 +24,7 @@ from core.training.method import (
     regress,
 )
 from core.training.roles import Role
-from students.teacher import load_teacher, student_source, with_guidance
+from students.teacher import load_teacher, student_source, supervised_by, with_guidance
 
 
 class GuidedDistillationConfig(MethodConfig):
@@ -83,7 +83,7 @@ class GuidedDistillation(Method):
     def from_config(cls, config: GuidedDistillationConfig, context: Context) -> GuidedDistillation:
         run = load_teacher(config.teacher, context)
         method = cls(config, run.model, student_source(run, context))
-        method.teacher_name = run.name
+        supervised_by(method, run)
         return method
 
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:

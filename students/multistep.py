@@ -33,6 +33,7 @@ from students.teacher import (
     load_teacher,
     ode_step,
     student_source,
+    supervised_by,
     trainable_copy,
     with_guidance,
 )
@@ -113,7 +114,7 @@ class MultistepConsistency(Method):
         if config.solver == "data":
             method.started_from = {run.name: run.weights_sha256}
         else:
-            method.teacher_name = run.name
+            supervised_by(method, run)
         return method
 
     def per_segment(self, fraction: float) -> int:

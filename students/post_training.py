@@ -17,7 +17,13 @@ from core.setting import Setting
 from core.training.adversarial import penalised_critic_loss, relativistic_gap
 from core.training.method import Context, Loss, Method, MethodConfig, Progress
 from core.training.roles import OptimizerConfig, Role
-from students.teacher import load_teacher, student_source, supervised_by, trainable_copy
+from students.teacher import (
+    check_not_told,
+    load_teacher,
+    student_source,
+    supervised_by,
+    trainable_copy,
+)
 
 
 class PostTrainingConfig(MethodConfig):
@@ -89,6 +95,7 @@ class PostTraining(Method):
     @classmethod
     def from_config(cls, config: PostTrainingConfig, context: Context) -> PostTraining:
         run = load_teacher(config.init, context, steps=1)
+        check_not_told(run.spec)
         source, spec = student_source(run, context), run.spec
         torch.manual_seed(context.seed + 1)
         critic = Encoder(

@@ -35,6 +35,7 @@ from students.teacher import (
     consistency_function_of,
     load_teacher,
     student_source,
+    supervised_by,
     with_guidance,
 )
 from students.trigflow import TrigFlow
@@ -151,7 +152,7 @@ class SCM(Method):
             method.started_from = {run.name: run.weights_sha256}
             return method
         method = cls(config, student, run.model, source)
-        method.teacher_name = run.name
+        supervised_by(method, run)
         return method
 
     def turn(self, step: int) -> tuple[str, ...]:

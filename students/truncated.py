@@ -29,6 +29,7 @@ from students.teacher import (
     boundary_x0,
     load_teacher,
     student_source,
+    supervised_by,
     trainable_copy,
     with_guidance,
 )
@@ -103,7 +104,7 @@ class TruncatedConsistency(Method):
     ) -> TruncatedConsistency:
         run = load_teacher(config.teacher, context)
         method = cls(config, run.model, student_source(run, context))
-        method.teacher_name = run.name
+        supervised_by(method, run)
         return method
 
     def noise_levels(self, rng: Noise) -> tuple[Tensor, Tensor]:
