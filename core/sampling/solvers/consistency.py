@@ -17,7 +17,8 @@ def jump_and_renoise(
     callback: Callback | None = None,
 ) -> Tensor:
     """Jumps to the data, then mixes fresh noise in for the next time; nothing is added after the
-    last jump."""
+    last jump. The times are a choice of their own: the grid "renoise" stops at t = 1/4 where there
+    are many steps, and `python -m scripts.times` searches for those of a model."""
     x = noise
     for step in intervals(denoiser.path, grid):
         x0, _ = denoiser(x, step.a.time)
