@@ -25,9 +25,20 @@ METHODS: dict[str, str] = {
     "ddpm": "teachers.ddpm:DDPM",
     "progressive": "students.progressive:Progressive",
     "consistency": "students.consistency:Consistency",
+    "consistency-training": "students.consistency_training:ConsistencyTraining",
+    "scm": "students.scm:SCM",
+    "multistep-consistency": "students.multistep:MultistepConsistency",
+    "truncated-consistency": "students.truncated:TruncatedConsistency",
+    "knowledge-distillation": "students.knowledge:KnowledgeDistillation",
+    "guided-distillation": "students.guided:GuidedDistillation",
     "rectified-flow": "flows.rectified:RectifiedFlow",
     "flow-distillation": "flows.distill:FlowDistillation",
     "meanflow": "flows.meanflow:MeanFlow",
+    "shortcut": "flows.shortcut:Shortcut",
+    "self-distilled": "flows.self_distilled:SelfDistilled",
+    "align-your-flow": "flows.align:Align",
+    "soflow": "flows.soflow:SoFlow",
+    "moment-matching": "flows.moments:Moments",
     "ppca": "baselines.ppca:PPCA",
     "vae": "baselines.vae:VAE",
     "gan": "baselines.gan:GAN",
@@ -77,7 +88,8 @@ def sample(
     label: int | None = None,
     batch_size: int = 256,
 ) -> torch.Tensor:
-    """uint8 images [n, C, S, S] on the CPU; sample i depends on (seed, i) alone.
+    """uint8 images [n, C, S, S] on the CPU, or points in float32; sample i depends on (seed, i)
+    alone.
 
     Args:
         setting: None: as the model is meant to be sampled.
@@ -140,8 +152,8 @@ def evaluate(
 
 
 def save_grid(images: torch.Tensor, file: str | Path, columns: int = 8) -> None:
-    """uint8 images [N, C, S, S] as one PNG, small ones enlarged."""
-    from core.pictures import save_png, tile
+    """uint8 images [N, C, S, S] as one PNG, small ones enlarged; or points as a scatter."""
+    from core.pictures import save_png, sheet
 
-    scale = max(1, 64 // images.shape[-1])
-    save_png(tile(images, columns), Path(file), scale)
+    picture, scale = sheet(images, columns)
+    save_png(picture, Path(file), scale)

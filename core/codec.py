@@ -1,4 +1,4 @@
-"""Codecs: images as they are stored, and what a network sees of them. The owner of both edges."""
+"""Codecs: samples as they are stored, and what a network sees of them. The owner of both edges."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 class Codec(Protocol):
-    """From uint8 images [B, C, S, S] to the network's float tensors and back."""
+    """From stored samples [B, C, S, S], images in uint8 or points in float32, to the network's float
+    tensors and back. stored: their type."""
+
+    stored: torch.dtype
 
     def shape(self, channels: int, side: int) -> tuple[int, ...]:
         """The shape of one sample as the network sees it, for images [channels, side, side]."""
@@ -22,6 +25,8 @@ class Codec(Protocol):
 class Pixels:
     """The network sees the pixels: uint8 [0, 255] as float32 [-1, 1]."""
 
+    stored = torch.uint8
+
     def shape(self, channels: int, side: int) -> tuple[int, ...]:
         return (channels, side, side)
 
@@ -33,4 +38,19 @@ class Pixels:
         return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-CODECS: dict[str, Codec] = {"pixels": Pixels()}
+class Identity:
+    """The network sees points as they are: float32 [B, D, 1, 1], of variance about 1."""
+
+    stored = torch.float32
+
+    def shape(self, channels: int, side: int) -> tuple[int, ...]:
+        return (channels, side, side)
+
+    def encode(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return images.to(dtype)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+CODECS: dict[str, Codec] = {"pixels": Pixels(), "identity": Identity()}

@@ -99,11 +99,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_object(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts in quotes what `_Loader` would take for a number."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
 
 
 def _load(text: str, source: str) -> Any:
@@ -325,7 +330,8 @@ def parse(cls: type[T], values: dict, source: str) -> T:
 
 def dump_config(config: Strict) -> str:
     """The resolved config as YAML, in the order of its fields."""
-    return yaml.safe_dump(config.model_dump(mode="json", serialize_as_any=True), sort_keys=False)
+    values = config.model_dump(mode="json", serialize_as_any=True)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 def config_sha256(config: Strict, without: tuple[str, ...] = ()) -> str:

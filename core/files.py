@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -162,6 +164,14 @@ def read_text(path: Path) -> str:
         ) from error
 
 
+def read_json(path: Path, mend: str) -> Any:
+    """What a JSON file says; raises UserError, with what would `mend` it, where it is none."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({reason(error)}): {mend}") from error
+
+
 def sha256_of(path: Path) -> str:
     """The file's hash, in hexadecimal digits."""
     digest = hashlib.sha256()
@@ -176,14 +186,26 @@ def write_tensors(
 ) -> None:
     """Writes safetensors with a checksum of the tensors; `about` is kept in the header."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    about = about or {}
     with whole_file(path) as partial:
-        save_file(tensors, partial, metadata={**(about or {}), "sha256": tensors_sha256(tensors)})
+        save_file(tensors, partial, metadata={**about, "sha256": _sha256(tensors, about)})
 
 
-def read_tensors(path: Path, consequence: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+def _sha256(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
+    """The checksum of tensors and what is said about them."""
+    digest = tensors_sha256(tensors)
+    if not about:
+        return digest
+    return hashlib.sha256((digest + json.dumps(about, sort_keys=True)).encode()).hexdigest()
+
+
+def read_tensors(
+    path: Path, consequence: str, names: Iterable[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """(tensors, about) as `write_tensors` was given them; None if there is no such file.
 
-    A file that fails its checksum counts as none: a warning names it and the `consequence`.
+    A file that fails its checksum, or lacks one of `names`, counts as none: a warning names it and
+    the `consequence`.
     """
     if not path.is_file():
         return None
@@ -191,8 +213,12 @@ def read_tensors(path: Path, consequence: str) -> tuple[dict[str, Tensor], dict[
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             about = dict(file.metadata() or {})
-        digest = tensors_sha256(tensors)
-        if about.pop("sha256", digest) == digest:  # features kept by earlier versions have none
+        # Features kept by earlier versions have no checksum, or one of the tensors alone
+        written, known = (
+            about.pop("sha256", None),
+            (_sha256(tensors, about), tensors_sha256(tensors)),
+        )
+        if (written is None or written in known) and tensors.keys() >= set(names):
             return tensors, about
     except (SafetensorError, OSError):
         pass

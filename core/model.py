@@ -79,6 +79,12 @@ class ModelSpec(ModelConfig):
         return Setting(sampler=make_parameterisation(self.prediction).sampler, steps=steps)
 
     @property
+    def guidance(self) -> tuple[float, float] | None:
+        """Range of the weights of guidance that the network is told, and so needs no second
+        evaluation for."""
+        return getattr(self.network, "guidance", None)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample, as the network sees it."""
         return CODECS[self.codec].shape(self.channels, self.side)
@@ -101,6 +107,8 @@ class ModelSpec(ModelConfig):
 def upgraded(spec: dict) -> dict:
     """A spec as earlier versions wrote it, in today's keys: they named the boundary of a
     consistency function beside the prediction v."""
+    if not isinstance(spec, dict):
+        return spec
     spec = dict(spec)
     t_min, sigma_data = spec.pop("boundary_t_min", None), spec.pop("boundary_sigma_data", 1.0)
     if t_min is not None:

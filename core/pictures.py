@@ -11,19 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from core.data.densities import Density
 from core.errors import UserError
 from core.files import whole_file
 
 SAMPLES = re.compile(r"samples/[\w+.-]+\.png")
 DRAWABLE = (1, 3, 4)  # channels: grey, RGB, RGBA
+PLANE = 2.3  # points are drawn in the window [-PLANE, PLANE]^2
 
 
-def check_drawable(channels: int) -> None:
-    """Raises UserError where images of so many channels are no picture."""
+def check_drawable(channels: int, instead: str = "") -> None:
+    """Raises UserError, with what to give `instead`, where images of so many channels are no
+    picture."""
     if channels not in DRAWABLE:
         raise UserError(
             f"images of {channels} channels cannot be written as pictures, only those of "
-            f"{', '.join(map(str, DRAWABLE))}"
+            f"{', '.join(map(str, DRAWABLE))}{f': give {instead}' * bool(instead)}"
         )
 
 
@@ -52,11 +55,16 @@ def read_samples(folder: Path, name: object) -> tuple[bytes, int, int]:
     """The PNG file that a row names as its samples, and the picture's width and height.
 
     Raises:
-        UserError: see samples_file; or it is not there, or no whole PNG.
+        UserError: see samples_file and read_png.
     """
+    return read_png(samples_file(folder, name))
+
+
+def read_png(file: Path) -> tuple[bytes, int, int]:
+    """A PNG file, and the picture's width and height; raises UserError where it is not there, or no
+    whole PNG."""
     from PIL import Image
 
-    file = samples_file(folder, name)
     try:
         png = file.read_bytes()
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
@@ -80,6 +88,41 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> Tensor:
         y, x = (i // columns) * (H + gap), (i % columns) * (W + gap)
         canvas[:, y : y + H, x : x + W] = image
     return canvas
+
+
+def centres(side: int) -> Tensor:
+    """[side * side, 2]: the middles of the pixels of a picture of the plane, line by line from the
+    top left, the second coordinate upwards."""
+    at = ((torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1) * PLANE
+    return torch.stack([at.repeat(side), at.flip(0).repeat_interleave(side)], 1)
+
+
+def scatter(points: Tensor, density: Density | None = None, side: int = 160) -> Tensor:
+    """Points of the plane, float [N, 2, 1, 1], as one picture uint8 [3, side, side]: dark where they
+    are many, with their exact density in yellow behind them where that is given. What lies outside
+    of the window is not drawn."""
+    ground = torch.zeros(side, side, dtype=torch.float64)
+    if density is not None:
+        ground = density.log_density(centres(side)).exp().view(side, side)
+        ground = ground / ground.max()
+    x, y = points.double().flatten(1)[:, :2].T
+    column = ((x / PLANE + 1) / 2 * side).floor()
+    line = ((1 - y / PLANE) / 2 * side).floor()
+    seen = (column >= 0) & (column < side) & (line >= 0) & (line < side)
+    index = (line * side + column)[seen].long()
+    ink = torch.bincount(index, minlength=side**2).view(side, side).double()
+    ink = 1 - torch.exp(-ink)
+    yellow, blue = (torch.tensor(c, dtype=torch.float64) for c in ((255, 214, 102), (20, 40, 110)))
+    paper = 255 + ground * (yellow.view(3, 1, 1) - 255)
+    return (paper + ink * (blue.view(3, 1, 1) - paper)).round().to(torch.uint8)
+
+
+def sheet(samples: Tensor, columns: int) -> tuple[Tensor, int]:
+    """Samples as data are stored, as one picture, and how often each of its pixels is to be drawn:
+    uint8 images as a grid, small ones enlarged, and points as a scatter."""
+    if samples.is_floating_point():
+        return scatter(samples), 2
+    return tile(samples, columns), max(1, 64 // samples.shape[-1])
 
 
 def save_png(image: Tensor, path: Path, scale: int = 1) -> None:

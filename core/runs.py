@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-import yaml
 
 from core.data import DataConfig
 from core.errors import UserError, nearest
-from core.files import read_text, sha256_of
+from core.files import sha256_of
 from core.model import Model, ModelSpec
 from core.training.checkpoints import check_file, latest_checkpoint
+from core.training.origin import RunOrigin, read_origin, read_price
 from core.weights import load_weights, read_spec
 
 
@@ -128,11 +127,11 @@ def load_run(
         raise NotARun(
             f"{folder} is not a run: it has no config.yaml{hint}; train it first (python -m scripts.train --help)"
         )
-    config = yaml.safe_load(read_text(folder / "config.yaml"))
+    origin = read_origin(folder)
     checkpoint = latest_checkpoint(folder, steps)
     while checkpoint is not None:
         try:
-            return _read_run(folder, config, checkpoint, weights, device)
+            return _read_run(folder, origin, checkpoint, weights, device)
         except (OSError, UserError):
             newer = latest_checkpoint(folder, steps)
             if newer == checkpoint:
@@ -144,11 +143,11 @@ def load_run(
 
 
 def _read_run(
-    folder: Path, config: dict, checkpoint: Path, weights: str, device: torch.device | str
+    folder: Path, origin: RunOrigin, checkpoint: Path, weights: str, device: torch.device | str
 ) -> Run:
-    price = json.loads(read_text(checkpoint / "price.json"))
-    half_life = price.get("half_life") if weights == "ema" else None
-    configured = f"half-life {config['ema']['half_life']:g} images"
+    price = read_price(checkpoint)
+    half_life = price.half_life if weights == "ema" else None
+    configured = f"half-life {origin.ema.half_life:g} images"
     average = configured if half_life is None else "average"
     file = checkpoint / f"{weights}.safetensors"
     check_file(file)
@@ -158,16 +157,16 @@ def _read_run(
     return Run(
         folder=folder,
         name=folder.name,
-        method=config["method"]["name"],
-        teacher=price["teacher"],
+        method=origin.method.name,
+        teacher=price.teacher,
         model=model,
-        data=DataConfig(**config["data"]),
+        data=origin.data,
         ema=average if weights == "ema" else "raw",
-        config_sha256=price["config_sha256"],
+        config_sha256=price.config_sha256,
         weights_file=file,
-        train_images=price["images"],
-        train_evals=price["evals"],
-        train_seconds=price["seconds"],
-        train_seed=config["train"]["seed"],
+        train_images=price.images,
+        train_evals=price.evals,
+        train_seconds=price.seconds,
+        train_seed=origin.train.seed,
         ema_half_life=half_life,
     )

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from core.config import parse
-from core.errors import UserError
+from core.errors import UserError, reason
 from core.model import ModelSpec, upgraded
 
 
@@ -35,7 +35,11 @@ def read_spec(path: Path) -> ModelSpec:
         raise UserError(
             f"{path} is not a weights file of this repository: it carries no model spec"
         )
-    return parse(ModelSpec, upgraded(json.loads(metadata["spec"])), str(path))
+    try:
+        spec = json.loads(metadata["spec"])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its model spec is not valid JSON ({reason(error)})") from error
+    return parse(ModelSpec, upgraded(spec), str(path))
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -10,7 +10,6 @@ its rows, are the author's.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pydantic import ConfigDict, ValidationError, model_validator
 
 from core.config import Strict, parse
 from core.errors import UserError
-from core.files import read_text
+from core.files import read_json
 from core.runs import Load
 from core.setting import GuidanceScale, Option, Steps, Threshold
 from eval.curves.series import by_protocol, measured
@@ -148,11 +147,7 @@ def read_card(folder: Path) -> Card | None:
 
 
 def _read(file: Path) -> Card:
-    try:
-        content = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON ({error}): mend it") from error
-    return _card(file, content)
+    return _card(file, read_json(file, "mend it"))
 
 
 def _card(file: Path, content: Any) -> Card:

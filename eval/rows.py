@@ -21,6 +21,8 @@ from core.sampling.solvers import OLD_NAMES
 from core.setting import GuidanceScale, Option, Setting, Steps, Threshold
 from eval.settings import normal
 
+# Distances of points of the plane (eval/metrics/points.py), which no features come between
+OF_POINTS = {"SW2": "sliced 2-Wasserstein distance", "KL": "histogram KL in nats"}
 FULL_FID = 50_000  # the n that an FID without an n in its name has
 
 LARGEST = 1e30  # beyond it a number is a slip, and its square no number
@@ -62,7 +64,7 @@ class Row(Strict):
     """network evaluations per image, counted"""
     guidance_scale: GuidanceScale | None = None
     metric: str
-    """FID, or FD in other features than Inception's"""
+    """FID, or FD in other features than Inception's; SW2 or KL of points"""
     fid: float
     """the distance; NaN where it has not been measured yet"""
     fid_std: NotNegative | None = None
@@ -246,6 +248,12 @@ def said(error: ValidationError) -> str:
     given = json.dumps(first["input"], default=str)
     given = given if len(given) <= 60 else f"{given[:57]}..."
     return f"key '{json.dumps(key)[1:-1]}' is {given}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def distance_label(row: Row) -> str:
+    """The distance with what it is taken in: "FD@300, digits-cnn features", or in words."""
+    words = OF_POINTS.get(row.metric, f"{row.extractor} features")
+    return f"{measure_label(row)}, {words}"
 
 
 def measure_label(row: Row, key: str = "fid") -> str:

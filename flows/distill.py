@@ -1,5 +1,5 @@
-"""Distillation of a rectified flow into k steps (Liu et al. 2023, sec. 2.2 and app. of arXiv
-2209.03003)."""
+"""Distillation of a rectified flow into k steps (Liu, Gong and Liu 2023, arXiv
+2209.03003, sec. 2.2 and appendix)."""
 
 from __future__ import annotations
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core.data import Batch, ImageSource
+from core.data.coupling import transported
 from core.data.pairs import PairSource
 from core.diffusion.losses import straight_error_scale
 from core.diffusion.parameterisations import from_denoised
@@ -33,7 +34,7 @@ from core.training.roles import Role
 class RectifiedFlowConfig(MethodConfig):
     """The keys of rectified flow and reflow."""
 
-    LATER = ("time_as",)
+    LATER = ("time_as", "transport")
 
     time: TimeConfig = TimeConfig()
     """how training times are drawn"""
@@ -45,6 +46,16 @@ class RectifiedFlowConfig(MethodConfig):
     """folder of stored pairs, which makes this reflow; null: noise independent of the data"""
     init: str | None = None
     """run to start from: a flow, or a teacher that predicts v"""
+    transport: int = Field(default=1, ge=1, le=100_000)
+    """consecutive images that are given each other's noise by optimal transport; 1: their own"""
+
+    @model_validator(mode="after")
+    def _one_coupling(self) -> RectifiedFlowConfig:
+        if self.transport > 1 and self.pairs is not None:
+            raise ValueError(
+                f"transport={self.transport} and pairs: stored pairs are a coupling; leave one out"
+            )
+        return self
 
 
 class RectifiedFlow(Method):
@@ -67,6 +78,11 @@ class RectifiedFlow(Method):
     2024, there with LPIPS-Huber and a weight of 1 / t; here the squared error). Labels are given,
     and may be dropped. Reflow continues from the weights that made its pairs, with an optimiser of
     its own whose rate falls to 0, and sees its pairs many times (the paper has millions).
+
+    With `transport` the noise of each image is chosen among that of its neighbours, and its class,
+    so that the squared lengths of the ways are least: minibatch optimal transport (Tong et al. 2024,
+    arXiv 2302.00482). Deviation: the plan of a block of fixed size and one class, and not of the
+    batch, so that it depends on nothing but the block.
     """
 
     Config = RectifiedFlowConfig
@@ -110,7 +126,8 @@ class RectifiedFlow(Method):
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
         model = self.roles["student"].wrapped
         path, kind = model.path, model.spec.prediction
-        drawn, eps = self.sample_time(batch.rng), noise_of(batch)
+        drawn, label = self.sample_time(batch.rng), batch.condition.label
+        eps = transported(batch.x0, noise_of(batch), self.config.transport, label)
         noisiest = path.straight(torch.ones((), dtype=torch.float64, device=drawn.device))
         t = path.from_straight(drawn * noisiest)
         error = regress(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
-import yaml
-
-from core.files import read_text
 from core.training.config import BudgetConfig
+from core.training.origin import read_origin, read_price
 from eval.ablation.cells import Cell, Note, is_open, named
 from eval.ablation.results import Study
 from eval.sweep.run import duration
@@ -76,11 +73,9 @@ def prices(runs: Path) -> dict[str, float]:
     there, and of what studies trained."""
     found: dict[str, list[float]] = {}
     for price in _price_files(runs):
-        paid = json.loads(read_text(price))
-        config = yaml.safe_load(read_text(price.parents[2] / "config.yaml"))
-        if paid["evals"] and paid["seconds"]:
-            name = config["method"]["name"]
-            found.setdefault(name, []).append(paid["seconds"] / paid["evals"])
+        paid, name = read_price(price.parent), read_origin(price.parents[2]).method.name
+        if paid.evals > 0 and paid.seconds > 0:
+            found.setdefault(name, []).append(paid.seconds / paid.evals)
     return {name: median(values) for name, values in found.items()}
 
 

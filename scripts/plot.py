@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from core.errors import UserError, command_line
 from core.files import write_text
+from core.pictures import samples_file
 from eval.curves.compare import select
 from eval.curves.plots import plot_all
 from eval.curves.ranking import ranking_tables
@@ -26,15 +28,23 @@ from eval.rows import Row
 
 
 def read_together(files: list[Path]) -> list[Row]:
-    """The rows of all files, every row's samples relative to the first file's folder."""
+    """The rows of all files, every row's samples relative to the first file's folder. A row may
+    come from anywhere: samples that are no picture beside its file are left out, with a warning."""
     home, rows = files[0].parent, []
     for file in files:
         for row in read_measured(file):
             if row.samples:
-                moved = os.path.relpath(file.parent / row.samples, home)
-                row = row.model_copy(update={"samples": moved})
+                row = row.model_copy(update={"samples": _moved(file.parent, row.samples, home)})
             rows.append(row)
     return rows
+
+
+def _moved(folder: Path, samples: str, home: Path) -> str | None:
+    try:
+        return os.path.relpath(samples_file(folder, samples), home)
+    except UserError as error:
+        print(f"warning: {error}; its cell stays empty", file=sys.stderr)
+        return None
 
 
 def draw(

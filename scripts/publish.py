@@ -18,8 +18,10 @@ from pathlib import Path
 from core.errors import UserError, command_line
 from core.files import whole_folder
 from core.pictures import read_samples, samples_file
+from eval.curves.series import measured
 from eval.curves_file import read_measured, read_rows
 from eval.report.document import write_report
+from eval.report.paths import plot_paths
 from eval.rows import Row
 from lab import load
 from scripts.plot import draw
@@ -28,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = ("curves.jsonl", "table.md", "report.html")
 FOLDERS = ("samples", "configs", "solvers")
 # .png and .svg, of whatever protocol
-PICTURES = ("curves", "overview", "seconds", "coverage", "samples")
+PICTURES = ("curves", "overview", "seconds", "coverage", "samples", "trajectories")
 
 
 def owned(name: str) -> bool:
@@ -144,6 +146,7 @@ def publish(source: Path, target: Path) -> None:
         solvers = copy_solvers(source / "solvers", staged / "solvers")
         teacher = "teacher" if any(row.run == "teacher" for row in rows) else None
         draw([staged / "curves.jsonl"], staged, staged / "table.md", teacher)
+        plot_paths(measured(rows), source, staged / "trajectories.png", load)
         write_report(staged / "curves.jsonl", staged / "report.html", load, source)
         if solvers:  # of one run, by their protocol
             row = next((row for row in solvers if not row.is_floor), solvers[0])

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import lab
 from core.errors import UserError, command_line
-from core.pictures import check_drawable, save_png, tile
+from core.pictures import check_drawable, save_png, sheet, tile
 from core.sampling.sample import sample_images
 from core.sampling.solvers import Progress
 from scripts.setting_options import add_setting_options, chosen_setting, chosen_steps
@@ -66,7 +66,11 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = lab.load(a.run, a.weights, device, chosen_steps(a))
     setting = chosen_setting(a, run.spec.setting)
-    check_drawable(run.spec.channels)
+    points = run.model.codec.stored.is_floating_point
+    if points and (a.folder or a.trajectory):
+        raise UserError("points are written as one picture: give --out alone")
+    if not points:
+        check_drawable(run.spec.channels)
     film: list[torch.Tensor] = []
     parts = []
     with tqdm(
@@ -87,9 +91,9 @@ def main() -> None:
 
             parts.append(sample_images(run.model, setting, indices, a.seed, a.label, after_step))
     images = torch.cat(parts)
-    scale = max(1, 64 // run.spec.side)
+    picture, scale = sheet(images, columns=max(1, round(a.count**0.5)))
     if a.out:
-        save_png(tile(images, columns=max(1, round(a.count**0.5))), a.out, scale)
+        save_png(picture, a.out, scale)
     if a.folder:
         for i, image in enumerate(images):
             save_png(image, a.folder / f"{i:06d}.png")

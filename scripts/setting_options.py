@@ -10,7 +10,7 @@ from core.diffusion.grids import GRID_NAMES
 from core.errors import UserError
 from core.sampling.solvers import SAMPLERS
 from core.setting import THRESHOLD_NAMES, Setting
-from eval.sweep.config import SweepEntry
+from eval.sweep.config import Sampled
 
 
 def add_setting_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -77,7 +77,7 @@ def chosen_setting(a: argparse.Namespace, own: Setting) -> Setting:
     Raises:
         UserError: an option that is no setting, or several where one is wanted.
     """
-    entry = parse(SweepEntry, {"run": "", **given_settings(a)}, "command line")
+    entry = parse(Sampled, given_settings(a), "command line")
     setting, *more = entry.settings(own)
     if more:
         raise UserError("several samplers, steps or guidance scales: give one of each")

@@ -14,9 +14,7 @@ from core.data import Batch, ImageSource
 from core.diffusion.grids import GRID_NAMES, make_grid
 from core.diffusion.losses import Distance, distance
 from core.diffusion.parameterisations import ConsistencyFunction
-from core.diffusion.paths import expand
 from core.model import Model
-from core.networks.dropout import same_dropout
 from core.setting import MOST_STEPS
 from core.training.method import (
     Context,
@@ -29,7 +27,16 @@ from core.training.method import (
     regress,
 )
 from core.training.roles import AverageConfig, Role
-from students.teacher import load_teacher, student_source, trainable_copy
+from students.teacher import (
+    Solver,
+    boundary_x0,
+    doubling_steps,
+    load_teacher,
+    ode_step,
+    student_source,
+    trainable_copy,
+    with_guidance,
+)
 
 
 class ConsistencyConfig(MethodConfig):
@@ -39,7 +46,7 @@ class ConsistencyConfig(MethodConfig):
 
     teacher: str
     """run, folder or hub id of the teacher"""
-    solver: Literal["euler", "heun"] = "heun"
+    solver: Solver = "heun"
     """solver of the teacher's ODE"""
     grid: Literal[GRID_NAMES] = "time"
     """spacing of the discretisation (core/diffusion/grids.py)"""
@@ -129,11 +136,7 @@ class Consistency(Method):
     def steps(self, fraction: float) -> int:
         """N after that fraction of the budget: doublings from steps_start, spread evenly, and never
         above steps_end."""
-        start, end = self.config.steps_start, self.config.steps_end
-        doublings = 0
-        while start * 2 ** (doublings + 1) <= end:
-            doublings += 1
-        return min(start * 2 ** min(int(fraction * (doublings + 1)), doublings), end)
+        return doubling_steps(self.config.steps_start, self.config.steps_end, fraction)
 
     def times(self, N: int) -> Tensor:
         """[N + 1] times, from 1 down to t_min."""
@@ -141,25 +144,10 @@ class Consistency(Method):
         return self.config.t_min + (1 - self.config.t_min) * grid
 
     def solve(self, x: Tensor, t: Tensor, s: Tensor, condition: Condition) -> Tensor:
-        """One step of the teacher's ODE from t to s (both [B]), in the straight coordinates of
-        core/sampling/solvers/ode.py."""
-        path = self.teacher.path
-        x0, eps = self.teacher.denoised(x, t, condition)
-        end = path.mix(x0, eps, s)
-        inner = s > 0
-        if self.config.solver == "euler" or not bool(inner.any()):
-            return end
-        safe = torch.where(inner, s, t)  # a step that ends on clean data is an Euler step
-        there = torch.where(_like(inner, x), end, x)
-        x0_s, eps_s = self.teacher.denoised(there, safe, condition)
-        a, b = path.at(t), path.at(s)
-        scale_a, scale_b = a.alpha + a.sigma, b.alpha + b.sigma
-        dw = b.sigma / scale_b - a.sigma / scale_a
-        slope = 0.5 * (eps - x0 + eps_s - x0_s)
-        corrected = expand(scale_b, x) * (x / expand(scale_a, x) + expand(dw, x) * slope)
-        return torch.where(_like(inner, x), corrected, end)
+        return ode_step(self.teacher, self.config.solver, x, t, s, condition)
 
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
+        batch = with_guidance(batch, self.teacher.spec)
         if self.converts and progress.stage == 0:
             return self._conversion(batch)
         return self._distillation(batch, progress)
@@ -199,12 +187,4 @@ class Consistency(Method):
         model, role = self.student, self.roles["student"]
         if self.config.target_half_life:
             model = model.with_network(role.average("target"))
-        if model.spec.network.dropout == 0:
-            return model.x0(x, s, condition)
-        model.train()
-        with same_dropout(x):  # as the student's forward that follows (Song and Dhariwal 2024)
-            return model.x0(x, s, condition)
-
-
-def _like(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (x.ndim - 1))
+        return boundary_x0(model, x, s, condition)

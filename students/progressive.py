@@ -28,7 +28,7 @@ from core.training.method import (
     regress,
 )
 from core.training.roles import Role
-from students.teacher import load_teacher, student_source, trainable_copy
+from students.teacher import load_teacher, student_source, trainable_copy, with_guidance
 
 
 class ProgressiveConfig(MethodConfig):
@@ -125,6 +125,7 @@ class Progressive(Method):
             role.model.network.load_state_dict(weights)
 
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
+        batch = with_guidance(batch, self.teacher.spec)
         student, N = self.roles["student"].wrapped, self.steps[progress.stage]
         path, kind, eps = student.path, student.spec.prediction, noise_of(batch)
         t = batch.rng.uniform("time") if N is None else on_grid(N)(batch.rng)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from core.data import ImageSource
+from core.condition import Condition
+from core.data import Batch, ImageSource
+from core.diffusion.parameterisations import ConsistencyFunction
+from core.diffusion.paths import expand
 from core.errors import UserError
-from core.model import Model
+from core.model import Model, ModelSpec
+from core.networks.dropout import same_dropout
 from core.runs import Run
 from core.training.method import Context
+
+Solver = Literal["euler", "heun"]
 
 
 def load_teacher(folder: str, context: Context) -> Run:
@@ -54,3 +61,93 @@ def trainable_copy(teacher: Model, dropout: float, **changes: Any) -> Model:
     shape = teacher.spec.network.with_dropout(dropout)
     given = {"null_trained": False, "network": shape, **changes}
     return Model(network, teacher.spec.model_copy(update=given))
+
+
+def with_guidance(batch: Batch, spec: ModelSpec) -> Batch:
+    """The batch with a weight of guidance for each sample, uniform over the range that a network of
+    this spec is told, if it is told any."""
+    if spec.guidance is None:
+        return batch
+    low, high = spec.guidance
+    drawn = low + (high - low) * batch.rng.uniform("guidance")
+    return batch._replace(condition=batch.condition._replace(guidance=drawn.float()))
+
+
+def check_not_told(spec: ModelSpec) -> None:
+    """Raises UserError for a network that is told the weight of guidance, where a method learns
+    from images that say nothing of it."""
+    if spec.guidance is not None:
+        raise UserError(
+            "this model is told the weight of guidance, which images do not show: distil it with a "
+            "method that asks it as a teacher"
+        )
+
+
+def consistency_function_of(spec: ModelSpec) -> ConsistencyFunction:
+    """The consistency function that a denoiser of this spec is the first guess of: F stays what it
+    is, and the guess of x0 is x at t = 0 for eps, v and u. On a variance-preserving path v is the
+    paper's function with standard deviation 1.
+
+    Raises:
+        UserError: F is x0 or a mean velocity, which have no such boundary.
+    """
+    if isinstance(spec.prediction, ConsistencyFunction):
+        return spec.prediction
+    if spec.prediction not in ("eps", "v", "u"):
+        raise UserError(
+            f"prediction {spec.prediction} has no boundary at t = 0, which a consistency function "
+            "needs: take a model that predicts v, eps or u (the method 'consistency' turns x0 "
+            "into v)"
+        )
+    return ConsistencyFunction(output=spec.prediction)
+
+
+def consistency_copy(model: Model, dropout: float) -> Model:
+    """A trainable copy of a denoiser, read as a consistency function."""
+    function = consistency_function_of(model.spec)
+    return trainable_copy(model, dropout, prediction=function, discrete_steps=None)
+
+
+def boundary_x0(model: Model, x: Tensor, s: Tensor, condition: Condition) -> Tensor:
+    """The consistency function [B, ...] at times s [B] that may be 0, where it is x itself whatever
+    the network says; without gradient, and with the dropout masks that the forward after it will
+    draw (Song and Dhariwal 2024, sec. 3.4)."""
+    with torch.no_grad():
+        if model.spec.network.dropout == 0:
+            x0 = model.x0(x, s, condition)
+        else:
+            model.train()
+            with same_dropout(x):
+                x0 = model.x0(x, s, condition)
+    return x0
+
+
+def ode_step(
+    teacher: Model, solver: Solver, x: Tensor, t: Tensor, s: Tensor, condition: Condition
+) -> Tensor:
+    """One step of the teacher's ODE from t to s (both [B]), in the straight coordinates of
+    core/sampling/solvers/ode.py."""
+    path = teacher.path
+    x0, eps = teacher.denoised(x, t, condition)
+    end = path.mix(x0, eps, s)
+    inner = s > 0
+    if solver == "euler" or not bool(inner.any()):
+        return end
+    safe = torch.where(inner, s, t)  # a step that ends on clean data is an Euler step
+    at_s = inner.view(-1, *[1] * (x.ndim - 1))
+    x0_s, eps_s = teacher.denoised(torch.where(at_s, end, x), safe, condition)
+    a, b = path.at(t), path.at(s)
+    scale_a, scale_b = a.alpha + a.sigma, b.alpha + b.sigma
+    dw = b.sigma / scale_b - a.sigma / scale_a
+    slope = 0.5 * (eps - x0 + eps_s - x0_s)
+    corrected = expand(scale_b, x) * (x / expand(scale_a, x) + expand(dw, x) * slope)
+    return torch.where(at_s, corrected, end)
+
+
+def doubling_steps(start: int, end: int, fraction: float) -> int:
+    """N after that fraction of the budget: doublings from `start`, spread evenly, and never above
+    `end` (Song and Dhariwal 2024, sec. 3.4)."""
+    doublings = 0
+    while start * 2 ** (doublings + 1) <= end:
+        doublings += 1
+    return min(start * 2 ** min(int(fraction * (doublings + 1)), doublings), end)

@@ -1,5 +1,5 @@
-"""DDPM training (Ho et al. 2020, alg. 1), in discrete or continuous time, for any path and
-prediction."""
+"""DDPM training (Ho, Jain and Abbeel 2020, arXiv 2006.11239, alg. 1), in discrete or continuous
+time, for any path and prediction."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 slow = [HealthCheck.too_slow]
 settings.register_profile(
     "short",
-    max_examples=100,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     database=None,

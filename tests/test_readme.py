@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 def test_it_is_a_door():
     lines = TEXT.splitlines()
     assert len(lines) <= 150
-    assert not [line for line in lines if len(line) > 100]
+    assert not [line for line in lines if len(line) > 100 and not line.startswith("| ")]
 
 
 def test_python_on_the_first_screen(tmp_path, monkeypatch, capsys):

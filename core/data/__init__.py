@@ -1,4 +1,4 @@
-"""Data sets, held in memory as uint8 and drawn by index."""
+"""Data sets, held in memory as they are stored and drawn by index."""
 
 from core.data.dataset import Batch, ImageData, ImageSource
 from core.data.sources import SOURCES, DataConfig, load_data

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core.codec import CODECS, Codec
+from core.codec import CODECS
 from core.condition import Condition
+from core.data.densities import Density
 from core.noise import Noise
 
 
@@ -19,9 +20,11 @@ from core.noise import Noise
 class ImageData:
     """One split of a data set.
 
-    images: uint8 [N, C, H, W]; labels: int64 [N], all 0 where there are no classes; num_classes: 0
-    = none; flip: whether a mirrored image is as good an image; class_names: by label, () where they
-    are not known."""
+    images: as they are stored, uint8 [N, C, H, W], or points in float32 [N, D, 1, 1]; labels: int64
+    [N], all 0 where there are no classes; num_classes: 0 = none; flip: whether a mirrored image is
+    as good an image; class_names: by label, () where they are not known; codec: the name of what
+    turns them into what a network sees; density: of points, the exact distribution that they were
+    drawn from."""
 
     name: str
     split: str
@@ -30,6 +33,8 @@ class ImageData:
     num_classes: int
     flip: bool = False
     class_names: tuple[str, ...] = ()
+    codec: str = "pixels"
+    density: Density | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,8 +100,9 @@ class EpochOrder:
 class ImageSource:
     """Training samples straight from a data set."""
 
-    def __init__(self, data: ImageData, seed: int, codec: Codec = CODECS["pixels"]):
-        self.data, self.order, self.codec = data, EpochOrder(len(data), seed), codec
+    def __init__(self, data: ImageData, seed: int):
+        self.data, self.order = data, EpochOrder(len(data), seed)
+        self.codec = CODECS[data.codec]
 
     @property
     def sha256(self) -> str:

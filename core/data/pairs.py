@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 from core.condition import Condition
 from core.config import Strict, parse
 from core.data.dataset import Batch, EpochOrder
-from core.errors import UserError, reason
-from core.files import load_tensors, read_text, sha256_of, write_text
+from core.errors import UserError
+from core.files import load_tensors, read_json, sha256_of, write_text
 from core.model import ModelSpec
 from core.noise import Noise
 
@@ -47,12 +46,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     file = folder / "pairs.json"
     if not file.is_file():
         return None
-    try:
-        return parse(Manifest, json.loads(read_text(file)), str(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} is not valid JSON ({reason(error)}): delete {folder} and generate the pairs again"
-        ) from error
+    mend = f"delete {folder} and generate the pairs again"
+    return parse(Manifest, read_json(file, mend), str(file))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,4 +1,5 @@
-"""Where images come from: `digits`, `fashion_mnist`, `cifar10` and `folder`, by name."""
+"""Where images and points come from, by name: `digits`, `fashion_mnist`, `cifar10`, `folder`,
+`checkerboard` and `gaussians`."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from pydantic import (
 from core.config import Strict
 from core.data.dataset import ImageData
 from core.data.folder import folder
+from core.data.points import checkerboard, gaussians
 from core.errors import UserError, nearest
 
 
@@ -125,6 +127,8 @@ SOURCES: dict[str, Callable[..., ImageData]] = {
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
     "folder": folder,
+    "checkerboard": checkerboard,
+    "gaussians": gaussians,
 }
 
 
@@ -153,7 +157,7 @@ class DataConfig(Strict):
     LATER = ("fit", "background", "alpha", "skip_unreadable")
 
     name: str
-    """digits, fashion_mnist, cifar10 or folder"""
+    """digits, fashion_mnist, cifar10 or folder; checkerboard or gaussians, points of the plane"""
     root: str | None = None
     """where its files are"""
     side: int | None = Field(None, ge=2, le=4096)

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from core.config import Strict
@@ -100,11 +100,21 @@ def convert(
 class ConsistencyFunction(Strict):
     """The consistency function f = c_skip x + c_out F (Song et al. 2023, eq. 5 and app. C)."""
 
+    LATER = ("output",)
+
     name: Literal["consistency"] = "consistency"
     t_min: float = Field(default=0.0, ge=0, lt=1)
     """time of the boundary, where f = x"""
     sigma_data: float = Field(default=1.0, ge=1e-6, le=1e6)
     """standard deviation of the data"""
+    output: Literal["eps", "v", "u"] | None = None
+    """F is this, and f the guess of x0 that it makes, which is x at t = 0; null: F is eq. 5's"""
+
+    @model_validator(mode="after")
+    def _boundary(self) -> ConsistencyFunction:
+        if self.output is not None and self.t_min > 0:
+            raise ValueError(f"output={self.output} has its boundary at t = 0: leave t_min at 0")
+        return self
 
     def __str__(self) -> str:
         return f"consistency function from t = {self.t_min:g}"
@@ -145,9 +155,9 @@ class Parameterisation(ABC):
 class Plain(Parameterisation):
     """F is eps, x0, v or u itself."""
 
-    def __init__(self, kind: Prediction):
+    def __init__(self, kind: Prediction, sampler: str | None = None):
         self.kind = kind
-        self.sampler = "euler" if kind == "u" else "ddim"
+        self.sampler = sampler or ("euler" if kind == "u" else "ddim")
 
     def denoised(self, F: Tensor, x: Tensor, t: Tensor, path: Path) -> Denoised:
         return to_denoised(self.kind, F, x, t, path)
@@ -211,6 +221,8 @@ class MeanVelocity(Parameterisation):
 
 def make_parameterisation(config: PredictionConfig) -> Parameterisation:
     """The parameterisation that a spec names."""
+    if isinstance(config, ConsistencyFunction) and config.output:
+        return Plain(config.output, Consistency.sampler)
     if isinstance(config, ConsistencyFunction):
         return Consistency(config.t_min, config.sigma_data)
     return MeanVelocity() if config == "mean-velocity" else Plain(config)

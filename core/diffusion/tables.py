@@ -30,9 +30,9 @@ class BetaTable(Strict):
     """how beta grows"""
     steps: int = Field(default=1000, ge=2, le=1_000_000)
     """T, the number of betas"""
-    first: float = Field(default=1e-4, ge=0, le=1)
+    first: float = 1e-4
     """beta at the first step, where the schedule has it as a parameter"""
-    last: float = Field(default=0.02, ge=0, le=1)
+    last: float = 0.02
     """beta at the last step, likewise"""
     betas: tuple[float, ...] | None = None
     """the betas themselves, for schedule: given"""

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from core.config import Strict
+from core.diffusion.paths import Path
 from core.noise import Noise
 
 TimeSampler = Callable[[Noise], Tensor]
@@ -96,3 +97,25 @@ def make_pair_sampler(config: TimeConfig, unequal: float) -> PairSampler:
         return t, torch.where(rng.uniform("unequal") < unequal, s, t)
 
     return pair
+
+
+class NoiseTimeConfig(Strict):
+    """How training times are drawn where a paper states them as noise levels sigma / alpha."""
+
+    name: Literal["log-normal", "uniform"] = "log-normal"
+    """log-normal: ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1); uniform: in
+    t"""
+    mean: float = Field(default=-1.1, ge=-20, le=20)
+    """of log-normal"""
+    std: float = Field(default=2.0, gt=0, le=20)
+    """of log-normal"""
+
+
+def make_noise_time_sampler(config: NoiseTimeConfig, path: Path) -> TimeSampler:
+    """Times t [B] float64 on `path`; levels beyond its last one become t = 1."""
+
+    def log_normal(rng: Noise) -> Tensor:
+        z = rng.normal((1,), "time", dtype=torch.float64)[:, 0]
+        return path.time(-config.mean - config.std * z).clamp(min=1e-12, max=1.0)
+
+    return log_normal if config.name == "log-normal" else lambda rng: rng.uniform("time")

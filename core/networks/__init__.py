@@ -10,6 +10,7 @@ from pydantic import Discriminator, Tag
 from core.networks.affine import AffineConfig
 from core.networks.convolutional import AutoencoderConfig, GeneratorConfig
 from core.networks.diffusers import DiffusersConfig
+from core.networks.mlp import MLPConfig
 from core.networks.unet import UNetConfig
 
 DEFAULT = "unet"
@@ -21,6 +22,7 @@ def _name_of(value: Any) -> Any:
 
 NetworkConfig = Annotated[
     Annotated[UNetConfig, Tag("unet")]
+    | Annotated[MLPConfig, Tag("mlp")]
     | Annotated[GeneratorConfig, Tag("generator")]
     | Annotated[AutoencoderConfig, Tag("autoencoder")]
     | Annotated[AffineConfig, Tag("affine")]

@@ -19,12 +19,15 @@ from torch.nn import functional as F
 
 from core.errors import UserError
 from core.networks.base import NetworkBase
+from core.setting import GuidanceScale
+
+GUIDANCE_SCALE = 4.0  # radians of the fastest wave per unit of the weight: it acts smoothly
 
 
 class UNetConfig(NetworkBase):
     """The U-Net's size; see UNet."""
 
-    LATER = ("time_scale",)
+    LATER = ("time_scale", "guidance")
 
     name: Literal["unet"] = "unet"
     """the network's kind"""
@@ -37,7 +40,7 @@ class UNetConfig(NetworkBase):
     attention: tuple[Annotated[int, Field(ge=0)], ...] = (1,)
     """levels with self-attention, 0 = finest"""
     head_width: int = Field(default=32, ge=1)
-    """channels per attention head"""
+    """channels per attention head; a level with fewer has one head"""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """rate inside the residual blocks"""
     patch: int = Field(default=1, ge=1, le=4096)
@@ -48,6 +51,15 @@ class UNetConfig(NetworkBase):
     """embed the labels of data that has any"""
     time_scale: float = Field(default=1000.0, gt=0, le=1e6)
     """what times are multiplied by before they are embedded; the derivative in t grows with it"""
+    guidance: tuple[GuidanceScale, GuidanceScale] | None = None
+    """range of the weights of guidance that it is told; null: it is told none"""
+
+    @field_validator("guidance")
+    @classmethod
+    def _range(cls, guidance: tuple[float, float] | None) -> tuple[float, float] | None:
+        if guidance is not None and not guidance[0] < guidance[1]:
+            raise ValueError(f"{list(guidance)}: the first weight must be smaller than the second")
+        return guidance
 
     @field_validator("widths")
     @classmethod
@@ -70,6 +82,7 @@ class UNetConfig(NetworkBase):
             second_time=self.second_time,
             patch=self.patch,
             time_scale=self.time_scale,
+            guidance=self.guidance is not None,
         )
 
 
@@ -177,6 +190,7 @@ class UNet(nn.Module):
         patch: pixel-unshuffle factor at the door; 1 = none.
         time_scale: what times are multiplied by before they are embedded. 1000 is DDPM's; the
             derivative in t grows with it, so methods that differentiate in t want less.
+        guidance: embeds the weight of guidance, in a way that starts at nothing.
 
     Raises:
         UserError: if the image does not fit the network.
@@ -195,6 +209,7 @@ class UNet(nn.Module):
         second_time: bool = False,
         patch: int = 1,
         time_scale: float = 1000.0,
+        guidance: bool = False,
     ):
         super().__init__()
         stride = patch * 2 ** (len(widths) - 1)
@@ -209,7 +224,7 @@ class UNet(nn.Module):
             )
         for level in attention:
             heads = max(1, widths[level] // head_width)
-            if head_width > widths[level] or widths[level] % heads:
+            if widths[level] % heads:
                 raise UserError(
                     f"network.head_width={head_width} does not divide the {widths[level]} channels "
                     f"of level {level}, which network.attention names"
@@ -228,6 +243,13 @@ class UNet(nn.Module):
             else None
         )
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
+        self.guidance = (
+            nn.Sequential(
+                nn.Linear(widths[0], embedding), nn.SiLU(), zeroed(nn.Linear(embedding, embedding))
+            )
+            if guidance
+            else None
+        )
 
         def stage(inputs: int, outputs: int, level: int) -> Stage:
             return Stage(inputs, outputs, embedding, dropout, level in attention, head_width)
@@ -262,10 +284,15 @@ class UNet(nn.Module):
         self.blocks = blocks
 
     def forward(
-        self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        r: Tensor | None = None,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """x [B, C, H, W], t [B] in [0, 1], r [B] or None, label [B] (int64) or None for the null
-        label -> [B, C, H, W]."""
+        label, guidance [B] or None for none, 1.0 -> [B, C, H, W]."""
         embedding = self.time(sinusoidal_embedding(t, self.width, self.time_scale).to(x.dtype))
         if (r is not None) != (self.second_time is not None):
             raise ValueError(
@@ -283,6 +310,12 @@ class UNet(nn.Module):
             raise ValueError(
                 "this network is unconditional: it was built with num_classes=0, so label must be None"
             )
+        if self.guidance is not None:
+            given = torch.ones_like(t) if guidance is None else guidance.to(t.dtype)
+            waves = sinusoidal_embedding(given, self.width, GUIDANCE_SCALE).to(x.dtype)
+            embedding = embedding + self.guidance(waves)
+        elif guidance is not None:
+            raise ValueError("this network was built without guidance=True")
         embedding = F.silu(embedding)
 
         h = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)

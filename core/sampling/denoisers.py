@@ -130,6 +130,13 @@ def check_guidance(spec: ModelSpec, scale: float) -> None:
         return
     if not spec.num_classes:
         raise UserError(f"guidance_scale={scale} needs a class-conditional model; 1.0 is off")
+    if spec.guidance is not None:
+        low, high = spec.guidance
+        if not low <= scale <= high:
+            raise UserError(
+                f"guidance_scale={scale}: this model learned the weights from {low:g} to {high:g}"
+            )
+        return
     if spec.null_trained is False:
         raise UserError(
             f"guidance_scale={scale}: this model never learned its null label, which guidance compares "
@@ -158,6 +165,9 @@ def denoiser_for(
             )
     check_guidance(model.spec, guidance_scale)
     guided = guidance_scale != 1.0
+    if guided and label is not None and model.spec.guidance is not None:
+        told = torch.full(label.shape, guidance_scale, device=label.device)
+        condition, guided = condition._replace(guidance=told), False
     if guided and label is None:
         raise UserError(f"guidance_scale={guidance_scale} needs labels; 1.0 is off")
     denoiser: Denoiser = (

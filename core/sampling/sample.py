@@ -56,10 +56,11 @@ def expected_nfe(model: Model, setting: Setting) -> int:
         UserError: the setting does not fit the model.
     """
     check_guidance(model.spec, setting.guidance_scale)
-    counting, one = _Counting(model.path), Noise(0, torch.zeros(1, dtype=torch.int64))
+    counting, rng = _Counting(model.path), Noise(0, torch.zeros(1, dtype=torch.int64))
     grid = grid_of(setting, model)
-    sampler_of(setting).run(counting, torch.zeros(1, 1, 1, 1), grid, one, **setting.options)
-    return counting.calls * (1 if setting.guidance_scale == 1.0 else 2)
+    sampler_of(setting).run(counting, torch.zeros(1, 1, 1, 1), grid, rng, **setting.options)
+    one = setting.guidance_scale == 1.0 or model.spec.guidance is not None
+    return counting.calls * (1 if one else 2)
 
 
 def labels_in_turn(spec: ModelSpec, indices: Tensor) -> Condition:
@@ -98,7 +99,8 @@ def sample_images(
     label: Tensor | int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """uint8 images [B, C, S, S] of the samples with these global indices (int64 [B]), on the CPU.
+    """The samples with these global indices (int64 [B]) as data are stored, on the CPU: uint8 images
+    [B, C, S, S], or points in float32 [B, D, 1, 1].
 
     Args:
         label: one class for all, or a class per sample [B]; None: classes take turns by index.

@@ -4,20 +4,28 @@ kept."""
 from __future__ import annotations
 
 import json
-import pickle
+import re
 import shutil
-import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from core.errors import UserError
-from core.files import read_text, sha256_of, whole_folder, write_text
+from core.errors import UserError, reason
+from core.files import read_json, sha256_of, whole_folder, write_text
 from core.training.roles import Role
 from core.weights import load_weights, save_weights
 
 CHECKSUMS = "checksums.json"
+NAME = re.compile(r"[0-9]{12,}-[0-9]{2,}")  # IMAGES-STAGE; other folders are somebody's own
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """All in `folder`, oldest first."""
+    found = [p for p in folder.glob("*") if NAME.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: tuple(map(int, p.name.split("-"))))
 
 
 def latest_checkpoint(run: Path, steps: int | None = None) -> Path | None:
@@ -27,7 +35,7 @@ def latest_checkpoint(run: Path, steps: int | None = None) -> Path | None:
     """
     if steps is not None and (kept := run / "for-steps" / f"{steps:04d}").is_dir():
         return kept
-    return max((run / "checkpoints").glob("[0-9]*-[0-9]*"), key=lambda p: p.name, default=None)
+    return next(reversed(_checkpoints(run / "checkpoints")), None)
 
 
 def _files(roles: dict[str, Role], helpers: dict[str, nn.Module]) -> dict[str, nn.Module]:
@@ -67,7 +75,7 @@ def save_checkpoint(
 
 def drop_others(checkpoint: Path) -> None:
     """Removes all checkpoints but this one."""
-    for old in checkpoint.parent.glob("[0-9]*-[0-9]*"):
+    for old in _checkpoints(checkpoint.parent):
         if old != checkpoint:
             shutil.rmtree(old)
 
@@ -91,7 +99,12 @@ def check_file(file: Path) -> None:
     """Raises UserError if a checkpoint's file is not what was written; shipped models and those of
     earlier versions have no checksums."""
     sums = file.parent / CHECKSUMS
-    if sums.is_file() and json.loads(read_text(sums)).get(file.name) != sha256_of(file):
+    if not sums.is_file():
+        return
+    written = read_json(sums, f"delete {file.parent} and train again")
+    if not isinstance(written, dict):
+        raise UserError(f"{sums} holds no checksums: delete {file.parent} and train again")
+    if written.get(file.name) != sha256_of(file):
         raise UserError(
             f"{file} was changed since it was written (its sha256 is not the one in {sums.name}): "
             f"copy it again from where it is whole, or delete {file.parent} and train again"
@@ -106,21 +119,33 @@ def read_state(folder: Path) -> dict:
             f"{folder.parents[1]} is a shipped model, weights without the state of their training: use it as it is, or give "
             "run=ANOTHER_FOLDER to train one"
         )
+    file, mend = folder / "state.pt", f"delete {folder} to begin again"
+    if not file.is_file():
+        raise UserError(f"{file} is missing: copy it again from where it is whole, or {mend}")
+    check_file(file)
     try:
-        check_file(folder / "state.pt")
-        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever a file that is no archive leads it to
+        raise UserError(f"{file} is damaged or incomplete ({reason(error)}): {mend}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{file} is no state of a training: {mend}")
+    return state
+
+
+@contextmanager
+def named_state(folder: Path) -> Iterator[None]:
+    """What the block finds wrong with a checkpoint's state becomes a UserError that names it."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
-            f"{folder / 'state.pt'} is damaged or incomplete ({reason}): delete {folder} to begin again"
+            f"{folder / 'state.pt'} is no state of this run ({reason(error)}): delete {folder} to "
+            "begin again"
         ) from error
 
 
-def load_checkpoint(folder: Path, roles: dict[str, Role], helpers: dict[str, nn.Module]) -> dict:
-    """Loads weights in place and returns the trainer's state; raises UserError for damaged or
-    unfitting files."""
-    state = read_state(folder)
+def load_checkpoint(folder: Path, roles: dict[str, Role], helpers: dict[str, nn.Module]) -> None:
+    """Loads weights in place; raises UserError for damaged or unfitting files."""
     for name, network in _files(roles, helpers).items():
         check_file(folder / f"{name}.safetensors")
         load_weights(network, folder / f"{name}.safetensors")
-    return state

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, create_model, model_validator
 
-from core.config import Strict, dump_config, parse
+from core.config import Strict, dump_config, parse, read_config
 from core.data import DataConfig
 from core.errors import UserError
-from core.files import read_text, write_text
+from core.files import write_text
 from core.model import ModelConfig
 from core.setting import Steps
 from core.training.method import Method, MethodConfig
@@ -68,7 +67,7 @@ class LogConfig(Strict):
     """steps of the grids; null: those the model is meant for"""
     wandb: Literal["online", "offline"] | None = None
     """also log to Weights & Biases"""
-    wandb_project: str = "fast-sampling"
+    wandb_project: str = Field(default="fast-sampling", pattern=r"^[^/\\#?%:]{1,128}$")
     """project there"""
 
 
@@ -112,7 +111,8 @@ def check_run_folder(config: RunConfig, folder: Path) -> bool:
     """
     file = folder / "config.yaml"
     if file.is_file():
-        old, new = (_flat(yaml.safe_load(text)) for text in (read_text(file), dump_config(config)))
+        old = _flat(read_config(file))
+        new = _flat(config.model_dump(mode="json", serialize_as_any=True))
         keys = old.keys() | new.keys()
         for key in sorted(key for key in keys if key != "run" and not key.startswith("log.")):
             if old.get(key) != new.get(key):

@@ -26,6 +26,7 @@ def jvp(
     tangent: Tensor,
     condition: Condition = UNCONDITIONED,
     backend: Derivative = "forward",
+    step: float = STEP,
 ) -> tuple[Tensor, Tensor]:
     """The output F(x, t, s) [B, ...] and d/dh F(x + h tangent, t + h, s) at h = 0 [B, ...].
 
@@ -37,7 +38,9 @@ def jvp(
         t, s: [B] float64; s stays fixed (None: the network has no second time).
         backend: "forward" is forward-mode differentiation, priced as 2 evaluations; "difference"
             the central difference of two further evaluations, which needs no support from the
-            network, at t - STEP and t + STEP kept within [0, 1] and above s.
+            network, at t - step and t + step kept within [0, 1] and above s.
+        step: of the difference. A wide one leaves out what a network of large time_scale does
+            between neighbouring times, which its exact derivative is full of.
     """
     if backend == "forward":
         count_unseen(len(x))
@@ -48,7 +51,7 @@ def jvp(
             value, derivative = forward_ad.unpack_dual(F)
             return value, torch.zeros_like(value) if derivative is None else derivative
     low = torch.full_like(t, 0.0) if s is None else s.to(t)
-    before, after = (t - STEP).clamp(min=low), (t + STEP).clamp(max=torch.ones_like(t))
+    before, after = (t - step).clamp(min=low), (t + step).clamp(max=torch.ones_like(t))
 
     def at(time: Tensor) -> Tensor:
         h = (time - t).view(-1, *[1] * (x.ndim - 1))

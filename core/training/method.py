@@ -166,6 +166,7 @@ def images_and_spec(context: Context, label_dropout: float = 0.0) -> tuple[Image
         channels=data.channels,
         side=data.side,
         num_classes=data.num_classes if model.network.conditional else 0,
+        codec=data.codec,
         null_trained=label_dropout > 0,
     )
     return data.seen_by(spec.num_classes), spec

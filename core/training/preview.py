@@ -9,7 +9,7 @@ import torch
 from core.errors import UserError
 from core.model import Model
 from core.noise import Noise
-from core.pictures import save_png, tile
+from core.pictures import save_png, sheet
 from core.sampling.sample import grid_of, labels_in_turn, sample
 from core.setting import Setting
 from core.training.config import LogConfig
@@ -40,4 +40,5 @@ def save_preview(log: LogConfig, model: Model, file: Path, steps: int | None = N
     rng = Noise(0, torch.arange(log.samples, device=model.device))
     condition = labels_in_turn(model.spec, rng.indices)
     images = model.codec.decode(sample(model, preview_setting(log, model, steps), rng, condition))
-    save_png(tile(images.cpu(), columns=10), file, scale=max(1, 64 // model.spec.side))
+    picture, scale = sheet(images.cpu(), columns=10)
+    save_png(picture, file, scale)

@@ -73,6 +73,7 @@ class Role:
         averages: moving averages by name, None where the run's section holds.
         penalised: the loss differentiates the network's own gradient, which DDP does not support:
             its gradients are averaged over processes after the backward pass instead.
+        counted: whether its passes are evaluations in the price; not so a function of time alone.
 
     Attributes:
         network: the bare network.
@@ -86,8 +87,10 @@ class Role:
         optimizer: OptimizerConfig | None = None,
         averages: dict[str, AverageConfig | None] | None = None,
         penalised: bool = False,
+        counted: bool = True,
     ):
         self.model, self.wrapped, self.penalised = model, model, penalised
+        self.counted = counted
         self.network: nn.Module = model.network if isinstance(model, Model) else model
         self.settings = optimizer
         self.average_settings = {"ema": None} if averages is None else averages
@@ -179,7 +182,13 @@ class Role:
         return {"optimizer": self.optimizer.state_dict(), "averages": averages}
 
     def load_state(self, state: dict) -> None:
+        """Takes up what `state` gave; raises ValueError, or what its parts do, where it is another
+        network's."""
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameter.shape:
+                    raise ValueError(f"{name} has the shape {tuple(moments[name].shape)}")
         for name, values in state["averages"].items():
             self.averages[name].step.fill_(values["step"])
             self.averages[name].initted.fill_(values["initted"])

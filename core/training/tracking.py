@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from core.errors import UserError
+from core.errors import UserError, reason
 from core.files import read_text, write_text
 from core.training.config import RunConfig
 
@@ -77,15 +79,21 @@ class Tracker:
             raise UserError(
                 "log.wandb is set, but wandb is not installed: pip install wandb, or log.wandb=null"
             ) from error
-        return wandb.init(
-            project=self.config.log.wandb_project,
-            name=Path(self.config.run).name,
-            id=self.config.run.strip("/").replace("/", "-"),
-            resume="allow" if self.config.log.wandb == "online" else None,
-            mode=self.config.log.wandb,
-            dir=self.config.run,
-            config=self.config.model_dump(mode="json", serialize_as_any=True),
-        )
+        try:
+            return wandb.init(
+                project=self.config.log.wandb_project,
+                name=Path(self.config.run).name[:128],
+                id=wandb_id(self.config.run),
+                resume="allow" if self.config.log.wandb == "online" else None,
+                mode=self.config.log.wandb,
+                dir=self.config.run,
+                config=self.config.model_dump(mode="json", serialize_as_any=True),
+            )
+        except wandb.errors.Error as error:  # no key, no network
+            raise UserError(
+                f"log.wandb={self.config.log.wandb}: {reason(error)}: mend that, or give "
+                "log.wandb=offline or null"
+            ) from error
 
     def step(self, images: int, used: float, stage: int, step: dict[str, torch.Tensor]) -> None:
         if not self.enabled:
@@ -159,9 +167,20 @@ class Tracker:
             self.wandb.finish()
 
 
+def wandb_id(run: str) -> str:
+    """A name for wandb from a run's folder, of characters that it takes; the same for the same
+    folder, so that a run that goes on is one run there."""
+    plain = run.strip("/").replace("/", "-")
+    if re.fullmatch(r"[\w.+=-]{1,64}", plain, re.ASCII):
+        return plain
+    digest = hashlib.sha256(run.encode()).hexdigest()[:8]
+    return re.sub(r"[^\w.+=-]+", "-", plain, flags=re.ASCII)[:50] + f"-{digest}"
+
+
 def _images(line: str, otherwise: int) -> int:
     """The images of a metrics line; a line that a kill cut off counts as lost work."""
     try:
-        return json.loads(line)["images"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        images = json.loads(line)["images"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return otherwise + 1
+    return images if isinstance(images, int) else otherwise + 1

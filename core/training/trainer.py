@@ -22,6 +22,7 @@ from core.training.checkpoints import (
     keep_for_steps,
     latest_checkpoint,
     load_checkpoint,
+    named_state,
     read_state,
     save_checkpoint,
 )
@@ -134,22 +135,27 @@ class Trainer:
         checkpoint = latest_checkpoint(self.folder)
         if checkpoint is None:
             return False
-        begun = read_state(checkpoint)
-        for what, digest in begun["inputs"].items():
+        state = read_state(checkpoint)
+        with named_state(checkpoint):
+            counters = {name: state[name] for name in self.COUNTERS}
+            inputs, roles, self.pending = state["inputs"].items(), state["roles"], state["tracker"]
+            stage = counters["stage"]
+            if not 0 <= stage <= len(self.stages) or min(counters.values()) < 0:
+                raise ValueError(f"its counters are {counters}")
+        for what, digest in inputs:
             if self.inputs.get(what) != digest:
                 raise UserError(
                     f"{self.folder} was begun with another {what}: bring that back to go on, or give "
                     "run=ANOTHER_FOLDER to train with this one"
                 )
-        stage = begun["stage"]
         if stage < len(self.stages):
             self.method.begin_stage(stage)  # for what is not weights; those are loaded next
-        state = load_checkpoint(checkpoint, self.method.roles, self._changing())
-        for name, role in self.method.roles.items():
-            role.load_state(state["roles"][name])
-        for name in self.COUNTERS:
-            setattr(self, name, state[name])
-        self.pending = state["tracker"]
+        load_checkpoint(checkpoint, self.method.roles, self._changing())
+        with named_state(checkpoint):
+            for name, role in self.method.roles.items():
+                role.load_state(roles[name])
+        for name, value in counters.items():
+            setattr(self, name, value)
         if self.accelerator.is_main_process:
             drop_others(checkpoint)  # a kill may have come as the others were being removed
         return True
@@ -266,7 +272,7 @@ class Trainer:
         size = self.config.train.batch_size
         roles = method.roles.values()
         averages = [role.average(name) for role in roles for name in role.averages]
-        networks = [*(role.network for role in roles), *averages]
+        networks = [*(role.network for role in roles if role.counted), *averages]
         seen: dict[str, torch.Tensor] = {}
         with count_evals(*networks, *method.helpers.values()) as counter:
             for name in method.turn(self.images // size):

@@ -9,12 +9,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from core.config import apply_overrides, config_sha256
+from core.config import Strict, apply_overrides, config_sha256, parse
 from core.errors import UserError
-from core.files import read_text, write_text
+from core.files import read_json, write_text
 from core.training.config import RunConfig
 from eval.ablation.config import StudyConfig, words
-from eval.rows import Row
+from eval.rows import Row, Unmeasured, parse_row
 from eval.sweep.config import SweepConfig
 
 Resolve = Callable[[dict, str], RunConfig]  # the values of a run config, typed; or UserError
@@ -141,6 +141,15 @@ class Note:
     diverged: bool = False
 
 
+class _Written(Strict):
+    """A note as it lies on disk."""
+
+    sweep: str
+    failed: str | None
+    diverged: bool
+    rows: tuple[dict, ...]
+
+
 def write_note(file: Path, sweep: SweepConfig, note: Note) -> None:
     written = {
         "sweep": config_sha256(sweep),
@@ -153,16 +162,24 @@ def write_note(file: Path, sweep: SweepConfig, note: Note) -> None:
 
 def read_note(file: Path, sweep: SweepConfig) -> Note | None:
     """The note of a trial; None where there is none, it is of another sweep, or the run whose rows
-    it holds is gone."""
+    it holds is gone.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not file.is_file():
         return None
-    written = json.loads(read_text(file))
-    if written["sweep"] != config_sha256(sweep):
+    mend = "delete it, and the same command makes it again"
+    written = parse(_Written, read_json(file, mend), str(file))
+    if written.sweep != config_sha256(sweep):
         return None
-    if not written["failed"] and not (Path(sweep.entries[0].run) / "config.yaml").is_file():
+    if not written.failed and not (Path(sweep.entries[0].run) / "config.yaml").is_file():
         return None
-    rows = tuple(Row.model_validate_json(json.dumps(row)) for row in written["rows"])
-    return Note(rows, written["failed"], written["diverged"])
+    try:
+        rows = tuple(parse_row(json.dumps(row).encode(), str(file)) for row in written.rows)
+    except Unmeasured as error:
+        raise UserError(f"{file} holds a row without a distance: {mend}") from error
+    return Note(rows, written.failed, written.diverged)
 
 
 def trials_of(study: StudyConfig, cells: list[Cell], runs: Path, out: Path) -> list[Trial]:

@@ -12,7 +12,7 @@ from eval.curves.front import Cost, evaluations, front, milliseconds, points
 from eval.curves.labels import Curve, place_labels
 from eval.curves.panels import BEST, DARK, Panel, draw_reference, panels
 from eval.curves.series import errors_label, floor_of, measured, series_of
-from eval.rows import Row, measure_label
+from eval.rows import Row, distance_label
 from eval.text import number, one_line
 
 TICKS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000]
@@ -163,8 +163,8 @@ def grid(axes) -> None:
 
 def title(group: list[Row]) -> str:
     first = measured(group)[0]
-    words = f"{measure_label(first)} against {first.reference}, {first.extractor} features"
-    return f"{subject(group)}: " + one_line(words)
+    distance, _, taken_in = distance_label(first).partition(", ")
+    return f"{subject(group)}: " + one_line(f"{distance} against {first.reference}, {taken_in}")
 
 
 def _words(figure, found: list[Panel], group: list[Row], against: str) -> None:
@@ -174,7 +174,7 @@ def _words(figure, found: list[Panel], group: list[Row], against: str) -> None:
         if against == "nfe"
         else "milliseconds of sampling per image (in batches, wall clock)"
     )
-    distance = one_line(f"{measure_label(first)}, {first.extractor} features")
+    distance = one_line(distance_label(first))
     for panel in found:
         if panel.lowest:
             panel.axes.set_xlabel(cost)

@@ -12,7 +12,7 @@ from eval.curves.front import evaluations, front, points
 from eval.curves.labels import Curve, place_labels
 from eval.curves.series import measured, method_label, series_of
 from eval.curves.style import FAMILIES
-from eval.rows import Row, measure_label
+from eval.rows import Row, distance_label
 from eval.text import one_line
 
 
@@ -44,7 +44,7 @@ def plot_overview(group: list[Row], path: Path) -> list[Path]:
     grid(axes)
     first = measured(group)[0]
     axes.set_xlabel("network evaluations per image (counted)")
-    axes.set_ylabel(one_line(f"{measure_label(first)}, {first.extractor} features"))
+    axes.set_ylabel(one_line(distance_label(first)))
     axes.set_title(title(group))
     axes.legend(loc="upper right", frameon=False, fontsize=10)
     figure.supxlabel(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from core.errors import UserError
+from core.pictures import read_png
 from eval.curves.canvas import broken, look, pyplot, save, subject
 from eval.curves.series import series_label, series_of
-from eval.rows import Row
+from eval.rows import OF_POINTS, Row
 from eval.text import counted
 
 SHOWN = 4  # samples in a cell
@@ -20,7 +23,8 @@ def plot_samples(group: list[Row], folder: Path, path: Path) -> list[Path]:
     classes) in every cell. Returns the files written: none if no samples are there to show.
 
     Args:
-        folder: of the curves file, which the rows' `samples` are relative to.
+        folder: which the rows' `samples` are relative to, as core.pictures.samples_file allows
+            them.
     """
     plt = pyplot()
     series = list(series_of(group).values())
@@ -49,7 +53,9 @@ def plot_samples(group: list[Row], folder: Path, path: Path) -> list[Path]:
         )  # fmt: skip
     for axes, count in zip(grid[0], steps):
         axes.set_title(counted(count, "step"), fontsize=9)
-    title = f"{subject(group)}: the first {SHOWN} samples, same noise in every cell"
+    points = group[0].metric in OF_POINTS
+    what = "samples, their density in yellow" if points else f"the first {SHOWN} samples"
+    title = f"{subject(group)}: {what}, same noise in every cell"
     letters = int(11 * figure.get_figwidth())  # about 11 per inch
     figure.suptitle(broken(title, letters), fontsize=11)
     return save(figure, path, vector=False)
@@ -62,16 +68,17 @@ def _strip(folder: Path, row: Row) -> np.ndarray | None:
         return None
     from PIL import Image
 
-    file = folder / row.samples
     try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB" if len(image.getbands()) > 1 else "L"))
-        side = pixels.shape[0]
-        if pixels.shape[1] % side:
-            raise ValueError("its width is no multiple of its height")
-    except (OSError, ValueError):
-        print(f"warning: {file} is missing or damaged; its cell stays empty", file=sys.stderr)
+        png, width, side = read_png(folder / row.samples)
+        if width % side:
+            raise UserError(
+                f"{folder / row.samples} is no strip: its width is no multiple of its height"
+            )
+    except UserError as error:
+        print(f"warning: {error}; its cell stays empty", file=sys.stderr)
         return None
+    with Image.open(io.BytesIO(png)) as image:
+        pixels = np.asarray(image.convert("RGB" if len(image.getbands()) > 1 else "L"))
     images = [pixels[:, i : i + side] for i in range(0, min(SHOWN * side, pixels.shape[1]), side)]
     gap = max(1, side // 16)
     columns = min(2, len(images))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from core.runs import weights_in_words
 from core.setting import Setting
 from eval.curves.style import GENERATORS, style_of
-from eval.rows import Row, measure_label
+from eval.rows import Row, distance_label
 from eval.settings import grid_name
 from eval.text import counted, one_line
 
@@ -119,8 +119,7 @@ def protocol_label(group: list[Row]) -> str:
     train"."""
     row = next(iter(measured(group)), group[0])
     return one_line(
-        f"{measure_label(row)}, {row.extractor} features (sha256 {row.extractor_sha256[:8]}), "
-        f"reference {row.reference}"
+        f"{distance_label(row)} (sha256 {row.extractor_sha256[:8]}), reference {row.reference}"
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from core.data import ImageData
 from core.errors import UserError, nearest
 from eval.features.classifiers import CLASSIFIERS, load_classifier, weights_path
 from eval.features.inception import (
@@ -29,9 +30,10 @@ INCEPTION_WEIGHTS = (
 class Extractor(ABC):
     """Images -> feature vectors.
 
-    name, sha256: which features; width: their number D; metric_name: what the Fréchet distance in
-    them is called, "FID" for Inception's as the literature means it and "FD" for any others';
-    batch_size: images at a time.
+    name, sha256: which features; width: their number D; metric_name: what the distance in them is
+    called, for a Fréchet distance "FID" with Inception's as the literature means it and "FD" with
+    any others'; batch_size: images at a time; reads: the type of data that it takes; kept: how many
+    features of a reference are kept for what compares samples with samples.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Extractor(ABC):
     width: int
     metric_name: str = "FD"
     batch_size: int = 500
+    reads: torch.dtype = torch.uint8
+    kept: int = 5000
     device: torch.device
 
     @abstractmethod
@@ -52,6 +56,9 @@ class Extractor(ABC):
         Raises:
             UserError: images the extractor does not read.
         """
+        if images.dtype != self.reads:
+            kinds = {torch.uint8: "images", torch.float32: "points"}
+            raise UserError(f"it reads {kinds[self.reads]}, and these are {kinds[images.dtype]}")
         parts = [
             self._features(part.to(self.device)).float().cpu()
             for part in images.split(self.batch_size)
@@ -156,7 +163,40 @@ class BFloat16InceptionExtractor(InceptionExtractor):
             return super()._features(images)
 
 
+class Points(Extractor):
+    """Points as they are, for a distance between points. There are no weights, so sha256 is that of
+    the name."""
+
+    width = 2
+    batch_size = 1_000_000
+    reads = torch.float32
+    kept = 100_000
+
+    def __init__(
+        self, name: str, device: torch.device | str = "cpu", weights: str | Path | None = None
+    ):
+        self.name, self.device = name, torch.device(device)
+        self.sha256 = hashlib.sha256(name.encode()).hexdigest()
+
+    def _features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+class SlicedWasserstein(Points):
+    """Points, measured by the sliced 2-Wasserstein distance (eval/metrics/points.py)."""
+
+    metric_name = "SW2"
+
+
+class HistogramKL(Points):
+    """Points, measured by the histogram KL against the exact density (eval/metrics/points.py)."""
+
+    metric_name = "KL"
+
+
 EXTRACTORS: dict[str, type[Extractor]] = {
+    "sliced-wasserstein": SlicedWasserstein,
+    "histogram-kl": HistogramKL,
     **{name: ClassifierExtractor for name in CLASSIFIERS},
     INCEPTION: InceptionExtractor,
     INCEPTION_BFLOAT16: BFloat16InceptionExtractor,
@@ -176,9 +216,9 @@ def make_extractor(
     return EXTRACTORS[name](name, device, weights)
 
 
-def check_reads(extractor: Extractor, channels: int, side: int, dataset: str) -> None:
-    """Raises UserError if `extractor` does not read images of this shape."""
+def check_reads(extractor: Extractor, data: ImageData) -> None:
+    """Raises UserError if `extractor` does not read these data."""
     try:
-        extractor(torch.zeros(1, channels, side, side, dtype=torch.uint8))
+        extractor(data.images[:1])
     except (UserError, ValueError) as error:
-        raise UserError(f"{extractor.name} on {dataset}: {error}") from error
+        raise UserError(f"{extractor.name} on {data.name}: {error}") from error

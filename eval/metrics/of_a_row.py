@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from eval.metrics.distances import (
     statistics,
 )
 from eval.metrics.extrapolate import fid_infinity
+from eval.metrics.points import histogram_kl, projected, sliced_wasserstein, stretches
 from eval.metrics.reference import Reference
 
 
@@ -29,6 +31,9 @@ class Metrics(NamedTuple):
     kid: float | None
     precision: float | None
     recall: float | None
+
+
+Distance = Callable[[Tensor], float]
 
 
 def measure(
@@ -51,15 +56,14 @@ def measure(
     kid = precision = recall = None  # where the reference has no features
     if reference.features is not None:
         kid = (
-            sum(kernel_distance(part, reference.features, reference.kernel_sums) for part in parts)
-            / sets
+            sum(kernel_distance(part, reference.features, reference.found) for part in parts) / sets
         )
         shares = torch.tensor(
             [precision_recall(part, reference.features) for part in parts], dtype=torch.float64
         )
         precision, recall = shares.mean(0).tolist()
     if sets > 1:
-        std = float(torch.tensor(values, dtype=torch.float64).std())
+        std = _spread(values)
     else:
         std = (
             bootstrap_std(features, reference.statistics, bootstrap, strata=strata)
@@ -68,6 +72,39 @@ def measure(
         )
     infinity = fid_infinity(features, reference.statistics, extrapolate) if extrapolate else None
     return Metrics(sum(values) / sets, std, infinity, kid, precision, recall)
+
+
+def measure_points(points: Tensor, distance: Distance, sets: int, bootstrap: int) -> Metrics:
+    """The same of points [sets * n, 2], which have one distance and nothing else. The bootstrap
+    draws points again with replacement, whatever their classes."""
+    values = [distance(part) for part in points.chunk(sets)]
+    std = _spread(values) if sets > 1 else None
+    if sets == 1 and bootstrap:
+        generator = torch.Generator().manual_seed(0)
+        N = len(points)
+        again = (points[torch.randint(N, (N,), generator=generator)] for _ in range(bootstrap))
+        std = _spread([distance(drawn) for drawn in again])
+    return Metrics(sum(values) / sets, std, None, None, None, None)
+
+
+def point_distance(extractor: Extractor, reference: Reference, data: ImageData) -> Distance | None:
+    """How far points are from the data, by the metric of the extractor; None for one of images."""
+    if extractor.metric_name == "SW2":
+        found, places = reference.found, projected(reference.features)
+
+        def sliced(x: Tensor) -> float:
+            if len(x) not in found:
+                found[len(x)] = stretches(places, len(x))
+            return sliced_wasserstein(projected(x), found[len(x)])
+
+        return sliced
+    if extractor.metric_name == "KL":
+        return lambda x: histogram_kl(x, data.density)
+    return None
+
+
+def _spread(values: list[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).std())
 
 
 def class_histogram(

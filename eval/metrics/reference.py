@@ -34,20 +34,19 @@ CACHE = Path("runs/.cache/reference")
 SHIPPED = Path(__file__).parent / "references"
 PART = 2000  # images whose features are kept together while the rest is computed
 LARGEST = 20e6  # bytes of a shipped reference
-KEPT = 5000  # images whose features are kept for KID, precision and recall
 VERSION = 1  # of what is stored; part of the key
 
 
 class Reference(NamedTuple):
-    """statistics: of all images of the split; features: float32 [min(N, 5000), D] of a fixed random
-    choice of them, None where only the statistics are at hand; kernel_sums: what KID keeps of them
+    """statistics: of all images of the split; features: float32 [min(N, kept), D] of a fixed random
+    choice of them, None where only the statistics are at hand; found: what metrics keep of them
     from one row to the next."""
 
     statistics: Statistics
     features: Tensor | None
     size: int
     sha256: str  # of the data
-    kernel_sums: dict | None = None
+    found: dict | None = None
 
 
 def choice(size: int, count: int) -> Tensor:
@@ -70,15 +69,16 @@ def balanced_choice(labels: Tensor, count: int) -> Tensor:
 def cache_file(data: ImageData, extractor: Extractor, cache: Path) -> Path:
     """Where the entry for this data and this extractor lies: the name is a hash of both
     contents."""
-    key = f"{VERSION} {data.sha256} {extractor.name} {extractor.sha256} {KEPT}"
+    key = f"{VERSION} {data.sha256} {extractor.name} {extractor.sha256} {extractor.kept}"
     return (
         cache
         / f"{data.name}-{data.split}-{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
     )
 
 
-def _read(path: Path) -> dict[str, Tensor] | None:
-    found = read_tensors(path, "computing it again")
+def _read(path: Path, *names: str) -> dict[str, Tensor] | None:
+    """The tensors of these names."""
+    found = read_tensors(path, "computing it again", names)
     return found[0] if found else None
 
 
@@ -90,7 +90,7 @@ def ship(data: ImageData, extractor: Extractor, cache: str | Path, folder: Path)
         UserError: it has not been computed yet.
     """
     source = cache_file(data, extractor, Path(cache))
-    tensors = _read(source)
+    tensors = _read(source, "mean", "cov")
     if tensors is None:
         raise UserError(
             f"{source} does not exist: measure something with this extractor first (python -m scripts.evaluate)"
@@ -104,7 +104,7 @@ def ship(data: ImageData, extractor: Extractor, cache: str | Path, folder: Path)
 
 def _shipped(path: Path) -> Statistics | None:
     """Mean and covariance as `ship` wrote them; None if there is no such file."""
-    tensors = _read(path)
+    tensors = _read(path, "mean", "cov_upper")
     if tensors is None:
         return None
     D = len(tensors["mean"])
@@ -134,14 +134,14 @@ def reference_for(
             already.
     """
     path = cache_file(data, extractor, Path(cache))
-    tensors = _read(path)
+    tensors = _read(path, "mean", "cov", "features")
     if tensors is None and (given := _shipped(SHIPPED / path.name)) is not None:
         return Reference(given, None, len(data), data.sha256)
     if tensors is None:
         parts = path.with_suffix(".parts")
         files = [parts / f"{first:08d}.safetensors" for first in range(0, len(data), PART)]
         ready = [
-            _read(file) for file in files
+            _read(file, "features") for file in files
         ]  # before anything is written, so that all processes see the same
         found = []
         if any(ready) and writes:
@@ -160,7 +160,7 @@ def reference_for(
         tensors = {
             "mean": torch.from_numpy(given.mean),
             "cov": torch.from_numpy(np.ascontiguousarray(given.cov)),
-            "features": features[choice(len(data), KEPT)],
+            "features": features[choice(len(data), extractor.kept)],
         }
         if writes:
             write_tensors(path, tensors)

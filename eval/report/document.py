@@ -33,7 +33,7 @@ from eval.curves.series import (
 from eval.curves.style import Look, look_of
 from eval.curves.trade_off import class_distance
 from eval.curves_file import read_measured
-from eval.report.training import find_runs, loss_by_level, prices, read_configs
+from eval.report.training import find_runs, loss_by_level, prices, read_configs, run_folder
 from eval.report.trajectories import films
 from eval.rows import Row, measure_label
 from eval.text import one_line
@@ -166,7 +166,7 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load
     """
     rows = read_measured(curves)
     names = list(dict.fromkeys(row.run for row in measured(rows)))
-    if runs is not None and not any((runs / name / "config.yaml").is_file() for name in names):
+    if runs is not None and not any(run_folder(runs, name) for name in names):
         raise UserError(
             f"--runs {runs} holds none of the runs {', '.join(names)}: give the folder they are in"
         )
@@ -174,7 +174,8 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load
     points = list(series_of(rows).values())
     known = prices(rows, runs)
     names += [one["run"] for one in known if one["run"] not in names]
-    losses = {name: loss for name in names if runs and (loss := loss_by_level(runs / name))}
+    there = {name: run for name in names if (run := run_folder(runs, name))}
+    losses = {name: loss for name, run in there.items() if (loss := loss_by_level(run))}
     data = row_data(rows)
     return {
         "dataset": one_line(rows[0].dataset),

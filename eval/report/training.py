@@ -3,19 +3,59 @@ folder and its rows."""
 
 from __future__ import annotations
 
-import json
+import os
+import sys
 from pathlib import Path
 
-import yaml
+from pydantic import ConfigDict, FiniteFloat, ValidationError
 
+from core.config import Strict
+from core.errors import UserError
 from core.files import read_text
 from core.training.checkpoints import latest_checkpoint
+from core.training.origin import Price, read_origin, read_price
 from eval.curves.series import measured
 from eval.rows import Row
 
 # What a row says of its run's training
 PRICE = ("run", "method", "teacher", "train_images", "train_evals", "train_seconds")
 MOMENTS = 5  # points in training whose loss is shown, for runs of one stage
+
+
+class Losses(Strict):
+    """What is wanted of a line of metrics.jsonl."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    images: int
+    stage: str
+    loss_by_t: tuple[FiniteFloat | None, ...]
+
+
+def inside(runs: Path, name: str) -> Path:
+    """The place in `runs` of the run that a row names. Rows may come from anywhere, and nothing
+    outside `runs` is put into the page.
+
+    Raises:
+        UserError: the name leads elsewhere.
+    """
+    if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+        raise UserError(f"run {name!r} of a row is no name of a folder in {runs}")
+    return runs / name
+
+
+def run_folder(runs: Path | None, name: str) -> Path | None:
+    """The folder of the run that a row names, with a config.yaml that is no link; None where there
+    is none."""
+    try:
+        folder = inside(runs, name) if runs else None
+    except UserError:
+        return None
+    return folder if folder and _is_plain(folder / "config.yaml") else None
+
+
+def _is_plain(file: Path) -> bool:
+    return os.path.isfile(file) and not os.path.islink(file)
 
 
 def find_runs(folder: Path, rows: list[Row]) -> Path | None:
@@ -34,37 +74,43 @@ def find_runs(folder: Path, rows: list[Row]) -> Path | None:
         Path("runs/quickstart"),
     ]
     places.append(Path(f"runs/quickstart-{dataset}"))
-    there = [
-        place for place in places if any((place / run / "config.yaml").is_file() for run in named)
-    ]
+    there = [place for place in places if any(run_folder(place, run) for run in named)]
     same = [
         place
         for place in there
-        if any(_config_sha256(place / run) == sha for run, sha in named.items())
+        if any(_config_sha256(place, run) == sha for run, sha in named.items())
     ]
     return next(iter(same + there), None)
 
 
-def _price(run: Path) -> dict:
+def _price(run: Path) -> Price | None:
     checkpoint = latest_checkpoint(run)
-    file = checkpoint / "price.json" if checkpoint else None
-    return json.loads(read_text(file)) if file and file.is_file() else {}
+    return read_price(checkpoint) if checkpoint else None
 
 
-def _config_sha256(run: Path) -> str | None:
-    return _price(run).get("config_sha256")
+def _config_sha256(place: Path, name: str) -> str | None:
+    """None where there is no such run, or it cannot be read."""
+    run = run_folder(place, name)
+    try:
+        price = run and _price(run)
+    except UserError:
+        return None
+    return price.config_sha256 if price else None
 
 
 def read_configs(folder: Path, runs: Path | None, names: list[str]) -> list[dict]:
     """[{"name", "text"}]: the configs kept beside the curves, then those of the runs."""
-    files = {
-        str(f.relative_to(folder)): f
-        for f in sorted([*folder.glob("*.y*ml"), *folder.glob("configs/*.y*ml")])
-    }
+    files = {}
+    for file in sorted([*folder.glob("*.y*ml"), *folder.glob("configs/*.y*ml")]):
+        if _is_plain(file):
+            files[str(file.relative_to(folder))] = file
+        else:
+            print(
+                f"warning: {file} is a link or no file; the report goes without it", file=sys.stderr
+            )
     for name in names:
-        file = runs / name / "config.yaml" if runs else None
-        if file and file.is_file():
-            files[f"{name}/config.yaml"] = file
+        if run := run_folder(runs, name):
+            files[f"{name}/config.yaml"] = run / "config.yaml"
     return [{"name": name, "text": read_text(file)} for name, file in files.items()]
 
 
@@ -88,16 +134,13 @@ def loss_by_level(run: Path) -> dict | None:
     lines = []
     for text in read_text(file).splitlines():
         try:
-            line = json.loads(text)
-            lines.append((line["images"], line["stage"], line["loss_by_t"]))
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # cut off by a kill; the run drops it when it resumes
+            line = Losses.model_validate_json(text)
+            lines.append((line.images, line.stage, line.loss_by_t))
+        except ValidationError:  # cut off by a kill; the run drops it when it resumes
             continue
     if not lines:
         return None
+    lines = [line for line in lines if len(line[2]) == len(lines[-1][2])]
     stages = list(dict.fromkeys(stage for _, stage, _ in lines))
     moments = []
     if len(stages) > 1:
@@ -137,15 +180,17 @@ def prices(rows: list[Row], runs: Path | None) -> list[dict]:
     missing = [one["teacher"] for one in known.values() if one["teacher"] not in known]
     while missing:  # teachers that were not measured themselves
         name = missing.pop()
-        if name and name not in known and runs and (price := _price(runs / name)):
-            config = yaml.safe_load(read_text(runs / name / "config.yaml"))
+        run = run_folder(runs, name) if name and name not in known else None
+        if run and (price := _price(run)):
             known[name] = {
                 "run": name,
-                "method": config["method"]["name"],
-                "teacher": price["teacher"],
+                "method": read_origin(run).method.name,
+                "teacher": price.teacher,
             }
-            known[name] |= {f"train_{key}": price[key] for key in ("images", "evals", "seconds")}
-            missing.append(price["teacher"])
+            known[name] |= {
+                f"train_{key}": getattr(price, key) for key in ("images", "evals", "seconds")
+            }
+            missing.append(price.teacher)
     for one in known.values():
         chain, name = [], one["teacher"]
         while name and name not in chain and name != one["run"]:

@@ -19,6 +19,7 @@ from core.runs import Load, Run
 from core.sampling.denoisers import denoiser_for
 from core.sampling.sample import sample_images
 from core.sampling.solvers import Progress
+from eval.report.training import inside
 from eval.rows import Row
 
 FORWARD = 16  # intervals of t on the way to noise
@@ -125,7 +126,7 @@ class _Films:
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         weights = "raw" if row.ema == "raw" else "ema"
-        run = self.load(self.folder / row.run, weights, device, row.steps)
+        run = self.load(inside(self.folder, row.run), weights, device, row.steps)
         images, labels = self._examples_for(run)
         if run.weights_sha256 != row.weights_sha256:
             self.note(f"the weights in {run.folder} are not those that were measured")
@@ -156,6 +157,8 @@ class _Films:
             raise UserError(f"{run.folder} does not say what it was trained on and is not filmed")
         if self.examples is None:
             data = run.data.load("train")
+            if data.density is not None:
+                raise UserError("points have no film: python -m scripts.trajectories draws them")
             self.data, self.examples = run.data, example_images(data, self.count)
             labels = self.examples[1].tolist() if data.num_classes else None
             self.about = {"side": run.spec.side, "images": self.count, "labels": labels}

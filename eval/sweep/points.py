@@ -189,8 +189,8 @@ class PointSampler:
         return whole._replace(memory=max(whole.memory, peak_memory_bytes(self.device)))
 
     def _nothing(self, point: Point, extractors: list[Extractor], first: int) -> Part:
-        spec = point.run.spec
-        images = torch.empty(0, spec.channels, spec.side, spec.side, dtype=torch.uint8)
+        spec, stored = point.run.spec, point.run.model.codec.stored
+        images = torch.empty(0, spec.channels, spec.side, spec.side, dtype=stored)
         features = {identity(e): torch.empty(0, e.width) for e in extractors}
         return Part(first, features, images, 0, 0.0, 0, self.device_label)
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from core.data import DataConfig, ImageData
 from core.errors import UserError
-from core.pictures import save_png, tile
+from core.pictures import check_drawable, save_png, scatter, tile
 from core.processes import start_processes
 from core.runs import Load
 from eval.curves_file import append_row, drop_torn_line, only_writer, read_rows
@@ -30,7 +30,7 @@ from eval.features.extractors import (
     make_extractor,
 )
 from eval.metrics.extrapolate import sizes_for
-from eval.metrics.of_a_row import class_histogram, measure
+from eval.metrics.of_a_row import class_histogram, measure, measure_points, point_distance
 from eval.metrics.reference import (
     Reference,
     balanced_choice,
@@ -80,6 +80,8 @@ class Sweep:
         source = data_of(config, self.points[0].run)
         self.data = source.load(config.reference)
         _check_fit(self.points, self.data)
+        if config.keep_samples:
+            check_drawable(self.data.channels, "keep_samples=0")
         self.extractors = _extractors(config, self.data, self.device)
         self.floor_data = _floor_data(config, source)
         check_sizes(self.data, self.floor_data)
@@ -152,6 +154,8 @@ class Sweep:
         """Whether the row has no value for a metric that could be measured now."""
         if self.config.extrapolate and row.fid_infinity is None:
             return True
+        if self.data.density is not None:  # points have no more than their distance
+            return False
         return (
             row.kid is None and cache_file(self.data, extractor, Path(self.config.cache)).is_file()
         )
@@ -253,17 +257,24 @@ class Sweep:
         sets, resamples = m.draft.sets, m.draft.resamples
         extrapolate = self.config.extrapolate if m.point else 0
         reference = self.references[m.extractor.name]
+        if distance := point_distance(m.extractor, reference, self.data):
+            return measure_points(features, distance, sets, resamples)._asdict()
         found = measure(features, reference, sets, resamples, extrapolate, strata)
         histogram = class_histogram(features, m.extractor, self.data)
         return found._asdict() | {"class_histogram": histogram}
 
     def _save_strip(self, row: Row, images: Tensor) -> str | None:
-        """Stores the first images [K, C, H, W] as a strip; returns its path, relative to the curves
-        file."""
+        """Stores the first images [K, C, H, W] as a strip, or points as one picture over their
+        density; returns its path, relative to the curves file."""
         if not len(images):
             return None
         file = Path("samples") / f"{self._strip_name(row)}.png"
-        save_png(tile(images, columns=len(images), gap=0), self.out.parent / file)
+        strip = (
+            tile(images, columns=len(images), gap=0)
+            if self.data.density is None
+            else scatter(images, self.data.density)
+        )
+        save_png(strip, self.out.parent / file)
         return str(file)
 
     def _strip_name(self, row: Row) -> str:
@@ -292,7 +303,12 @@ def _extractors(config: SweepConfig, data: ImageData, device: torch.device) -> l
         inception = issubclass(EXTRACTORS.get(name, Extractor), InceptionExtractor)
         weights = config.extractor_weights if inception else None
         extractor = make_extractor(name, device, weights)
-        check_reads(extractor, data.channels, data.side, data.name)
+        check_reads(extractor, data)
+        if config.extrapolate and data.density is not None:
+            raise UserError(
+                f"extrapolate = {config.extrapolate}: {extractor.metric_name} of points is not "
+                "extrapolated: set 0"
+            )
         if config.extrapolate:
             sizes_for(config.total, extractor.width, config.extrapolate)  # refuses what cannot be
         found.append(extractor)

@@ -4,25 +4,42 @@ finished one keeps on request, so that other metrics and error bars of it cost n
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import FiniteFloat, ValidationError
 from torch import Tensor
 
+from core.config import Strict
 from core.files import read_tensors, write_tensors
 from eval.features.extractors import Extractor
 from eval.text import file_name, short_hash
 
+NAME = re.compile(r"(\d{9,18})-(\d{9,18})-")  # first and end of a part, then its extractors
 KEPT, UNFINISHED = "features", "unfinished"  # folders beside the curves file
 
 
 def identity(extractor: Extractor) -> str:
     """An extractor by name and weights."""
     return f"{extractor.name} {extractor.sha256}"
+
+
+class _About(Strict):
+    """What a part's file says besides its tensors."""
+
+    first: int
+    features: None
+    images: None
+    forwards: FiniteFloat
+    seconds: FiniteFloat
+    memory: int
+    device: str
 
 
 class Part(NamedTuple):
@@ -131,18 +148,28 @@ class Store:
 
     def _files(self) -> list[tuple[int, int, Path]]:
         """(first, end, file) of every part, in order, the longest first."""
-        files = [f for folder in self.folders.values() for f in folder.glob("*-*-*.safetensors")]
-        spans = [(*map(int, file.name.split("-")[:2]), file) for file in files]
+        files = [f for folder in self.folders.values() for f in folder.glob("*.safetensors")]
+        named = [(match, file) for file in files if (match := NAME.match(file.name))]
+        spans = [(int(match[1]), int(match[2]), file) for match, file in named]
         return sorted(spans, key=lambda span: (span[0], -span[1], span[2]))
 
 
 def _read(file: Path, names: set[str]) -> Part | None:
     if not all(short_hash(name) in file.stem for name in names):
         return None
-    found = read_tensors(file, "its samples are made again")
+    found = read_tensors(file, "its samples are made again", [*names, "images"])
     if found is None:
         return None
-    tensors, about = found
-    images = tensors.pop("images")
-    features = {name: tensors[name] for name in tensors if name in names}
-    return Part(**json.loads(about["about"]) | {"features": features, "images": images})
+    tensors, written = found
+    features = {name: tensors[name] for name in names}
+    try:
+        about = _About.model_validate_json(written.get("about", ""))
+        part = Part(**about.model_dump() | {"features": features, "images": tensors["images"]})
+        match = NAME.match(file.name)
+        fits = match and (part.first, part.end) == (int(match[1]), int(match[2]))
+    except (ValidationError, StopIteration, TypeError):
+        fits = False
+    if not fits:
+        print(f"warning: {file} is damaged; its samples are made again", file=sys.stderr)
+        return None
+    return part

@@ -22,7 +22,7 @@ from lab import METHODS, method_class
 EVALUATIONS = (1, 2, 4)
 DATASETS = ("digits", "fashion_mnist")
 # Keys of a method's config that name another run
-NEEDS = {"teacher": "a teacher", "pairs": "stored pairs", "init": "a run to start from"}
+NEEDS = {"teacher": "teacher", "pairs": "pairs", "init": "start"}
 
 
 def paper(method: str) -> str:
@@ -37,6 +37,15 @@ def paper(method: str) -> str:
     if not papers:
         raise UserError(f"{module.__file__}: its docstring names no paper, as (Ho et al. 2020)")
     return "; ".join(papers)
+
+
+def short(paper: str) -> str:
+    """ "Salimans and Ho 2022" of "Salimans and Ho 2022, arXiv 2202.00512, sec. 3"; of more than two
+    authors the first is named. With the paper's number, a link to it."""
+    name = paper.partition(", arXiv")[0].partition(', "')[0]
+    name = re.sub(r"^([\w-]+), .* and [\w-]+ (\d{4})", r"\1 et al. \2", name)
+    number = re.search(r"arXiv (\d{4}\.\d{4,5})", paper)
+    return f"[{name}](https://arxiv.org/abs/{number[1]})" if number else name
 
 
 def needs(method: str, config: dict | None) -> str:
@@ -64,7 +73,7 @@ def methods_table(results: Path) -> str:
     rows = {name: measured(group) for name, group in groups.items()}
     published = {row.method for some in rows.values() for row in some}
     known = [*read_styles(), *METHODS, *sorted(published)]
-    header = ["method", "paper", "file", "needs", "evaluations per training image"]
+    header = ["method", "paper", "needs", "evaluations per training image"]
     for name, some in rows.items():
         first, *others = map(str, EVALUATIONS)
         header += [f"{name}, {measure_label(some[0])} at {first}", *others]
@@ -73,9 +82,11 @@ def methods_table(results: Path) -> str:
         for method in dict.fromkeys(known)
         if method in published or method in METHODS
     ]
-    table = markdown_table(header, body, left=4)
-    table = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", table)
-    return re.sub(r"\| (\w+/[\w/]+\.py) \|", r"| [\1](\1) |", table)  # cells escape links
+    lines = markdown_table(header, [["", "", *rest] for _, _, *rest in body], left=3).splitlines()
+    links = [f"| {name} | {papers} |" for name, papers, *_ in body]  # cells of a table escape them
+    return "\n".join(
+        [*lines[:2], *(link + line.removeprefix("|  |  |") for link, line in zip(links, lines[2:]))]
+    )
 
 
 def _line(method: str, rows: dict[str, list[Row]], results: Path) -> list[str]:
@@ -92,10 +103,10 @@ def _line(method: str, rows: dict[str, list[Row]], results: Path) -> list[str]:
             at = [row for row in some if row.nfe == nfe]
             best = min(at, key=lambda row: row.fid, default=None)
             cells.append(number(best.fid, best.fid_std) if best else "")
+    file = METHODS[trained_by].partition(":")[0].replace(".", "/") + ".py"
     return [
-        method_label(method),
-        paper(trained_by),
-        METHODS[trained_by].partition(":")[0].replace(".", "/") + ".py",
+        f"[{method_label(method)}]({file})",
+        "; ".join(short(one) for one in paper(trained_by).split("; ")),
         needs(trained_by, config),
         evals_per_image([row for some in own.values() for row in some]),
         *cells,

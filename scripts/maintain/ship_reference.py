@@ -40,7 +40,7 @@ def main() -> None:
         load_data(a.dataset, a.split, a.root),
         make_extractor(a.extractor, state.device),
     )
-    check_reads(extractor, data.channels, data.side, data.name)
+    check_reads(extractor, data)
     if (size := 2 * extractor.width * (extractor.width + 3)) > LARGEST:
         raise UserError(
             f"{a.extractor}: {size / 1e6:.1f} MB, more than the {LARGEST / 1e6:g} MB that belong in a repository"

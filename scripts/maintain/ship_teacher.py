@@ -21,8 +21,9 @@ import torch
 import yaml
 
 import lab
+from core.config import read_config
 from core.errors import UserError, command_line
-from core.files import read_text, whole_folder, write_text
+from core.files import whole_folder, write_text
 from core.runs import Run
 from core.training.checkpoints import latest_checkpoint
 from core.weights import read_spec, read_weights, save_weights
@@ -56,7 +57,7 @@ def ship(run: Path, out: Path) -> Path:
         raise UserError(
             f"{run}: {size / 1e6:.1f} MB of weights in half precision, more than the {LARGEST / 1e6:g} MB to ship"
         )
-    config = yaml.safe_load(read_text(run / "config.yaml"))
+    config = read_config(run / "config.yaml")
     if config["data"].get("root") and config["data"]["name"] != "folder":
         config["data"]["root"] = None  # where it lies on this machine helps nobody elsewhere
     with whole_folder(out) as partial:
@@ -71,7 +72,7 @@ def ship(run: Path, out: Path) -> Path:
 def card_text(run: Run, rows: list[Row]) -> str:
     """The card for people."""
     spec = run.spec
-    config = yaml.safe_load(read_text(run.folder / "config.yaml"))
+    config = read_config(run.folder / "config.yaml")
     parameters = sum(p.numel() for p in run.model.parameters())
     chosen = {
         key: config[key] for key in ("model", "method", "optimizer", "ema", "train", "budget")

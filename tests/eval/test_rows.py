@@ -224,7 +224,7 @@ def mutated(draw) -> bytes:
     return bytes(line)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(mutated(), mutated())
 def test_mutated_rows_become_rows_or_one_line(first, second):
     """Whatever is read can be written, read again and put into a table."""

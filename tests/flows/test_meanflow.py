@@ -8,51 +8,39 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.condition import UNCONDITIONED
+from core.condition import UNCONDITIONED, Condition
+from core.config import parse
+from core.counting import count_evals
 from core.data import Batch
-from core.diffusion.paths import expand, make_path
+from core.diffusion.paths import expand
 from core.diffusion.times import TimeConfig, make_pair_sampler
 from core.errors import UserError
+from core.model import Model
 from core.noise import Noise
 from core.sampling.sample import sample
 from core.setting import Setting
 from core.training.derivatives import jvp
-from core.training.method import Progress
+from core.training.method import Progress, noise_of
 from flows.meanflow import MeanFlow, MeanFlowConfig
 from teachers.exact import gaussian_flow
-from tests.helpers.fit import fit
-from tests.helpers.gaussian import MEAN, SHAPE, STD
+from tests.helpers.fit import fit, gaussian_batch, loss_of
+from tests.helpers.flow_maps import (
+    MEANS,
+    PATH,
+    SECOND,
+    AffineInXOfTwoTimes,
+    ExactMeanVelocity,
+    exact_teacher,
+    flow_map_model,
+    map_error,
+)
+from tests.helpers.gaussian import SHAPE, STD
 from tests.helpers.models import model_of
 
-PATH = make_path("rectified")
-MEANS = torch.full(SHAPE, MEAN, dtype=torch.float64)
 
-
-class ExactMeanVelocity(nn.Module):
-    """(x - X_s(x)) / (t - s) for the exact flow map X_s of Gaussian data; at s = t its limit, the
-    velocity."""
-
-    def __init__(self):
-        super().__init__()
-        self.none = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def forward(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
-        s = t - r
-        variance_t = (1 - t).square() * STD**2 + t.square()
-        slope = (t - (1 - t) * STD**2) / variance_t
-        velocity = -MEAN + expand(slope, x) * (x - expand(1 - t, x) * MEAN)
-        width = (((1 - s).square() * STD**2 + s.square()) / variance_t).sqrt()
-        there = expand(1 - s, x) * MEAN + expand(width, x) * (x - expand(1 - t, x) * MEAN)
-        safe = torch.where(r > 0, r, torch.ones_like(r))
-        return torch.where(expand(r, x) > 0, (x - there) / expand(safe, x), velocity)
-
-
-def method(network: nn.Module, **options) -> MeanFlow:
-    model = model_of(network, "rectified", "mean-velocity", side=2, network=SECOND)
-    return MeanFlow(MeanFlowConfig(name="meanflow", **options), model, None)
-
-
-SECOND = {"name": "unet", "widths": (4,), "second_time": True}
+def method(network: nn.Module, teacher: Model | None = None, **options) -> MeanFlow:
+    config = MeanFlowConfig(name="meanflow", **options)
+    return MeanFlow(config, flow_map_model(network), None, teacher)
 
 
 @pytest.mark.parametrize("backend", ["forward", "difference"])
@@ -85,45 +73,128 @@ def test_the_map_of_the_exact_mean_velocity_is_the_flow_map():
         torch.testing.assert_close(got.double(), end, rtol=1e-5, atol=1e-5)
 
 
-class AffineInXOfTwoTimes(nn.Module):
-    """F = a(t, r) x + b(t, r), with a and b from a small network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(10, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2)
-        )
-
-    def forward(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
-        k = 0.5 * math.pi * torch.arange(1, 3, dtype=t.dtype)
-        waves = [f(k * time[:, None]) for time in (t, r) for f in (torch.sin, torch.cos)]
-        a, b = (
-            self.net(torch.cat([t[:, None], r[:, None], *waves], 1)).view(-1, 2, 1, 1, 1).unbind(1)
-        )
-        return a * x + b
-
-
-@pytest.mark.parametrize(("derivative", "power"), [("forward", 0.0), ("difference", 0.5)])
-def test_training_finds_the_exact_flow_map(derivative, power):
+@pytest.mark.parametrize(
+    ("options", "teacher"),
+    [
+        ({"power": 0.0}, None),
+        ({"derivative": "difference", "power": 0.5}, None),
+        pytest.param({"tangent": "own", "power": 0.0}, None, marks=pytest.mark.slow),
+        pytest.param({"tangent": "own", "power": 0.5}, "vp-cosine", marks=pytest.mark.slow),
+        pytest.param({"power": 0.5}, "rectified", marks=pytest.mark.slow),
+    ],
+)
+def test_training_finds_the_exact_flow_map(options, teacher):
+    """From the data's velocity, or from an exact teacher's on its own path or another."""
     torch.manual_seed(0)
-    uniform = TimeConfig()
     trained = method(
-        AffineInXOfTwoTimes(), derivative=derivative, power=power, unequal=0.5, time=uniform
+        AffineInXOfTwoTimes(),
+        teacher and exact_teacher(teacher),
+        unequal=0.5,
+        time=TimeConfig(),
+        **options,
     )
-    x = torch.randn(500, *SHAPE, generator=torch.Generator().manual_seed(1))
-    one, half, zero = (torch.full((500,), v, dtype=torch.float64) for v in (1.0, 0.5, 0.0))
-
-    def error(t: Tensor, s: Tensor) -> float:
-        start = gaussian_flow(PATH, x.double(), one, t, MEANS, STD)
-        exact = gaussian_flow(PATH, x.double(), one, s, MEANS, STD)
-        with torch.no_grad():
-            return float((trained.student.map(start.float(), t, s) - exact).square().mean().sqrt())
-
-    before = error(one, zero)
+    before = map_error(trained.student, 1, 0)
     fit(trained, 2500)
     assert before > 0.5
-    for t, s in ((one, zero), (one, half), (half, zero)):
-        assert error(t, s) < 0.06 * STD, (error(t, s), before)
+    for t, s in ((1, 0), (1, 0.5), (0.5, 0)):
+        error = map_error(trained.student, t, s)
+        assert error < 0.06 * STD, (t, s, error, before)
+
+
+@pytest.mark.parametrize("tangent", ["target", "own"])
+@pytest.mark.parametrize("derivative", ["forward", "difference"])
+def test_the_exact_flow_map_has_no_error_under_an_exact_teacher(tangent, derivative):
+    options = {"unequal": 0.7, "power": 0.0, "tangent": tangent, "derivative": derivative}
+    trained = method(ExactMeanVelocity(), exact_teacher(), **options)
+    assert float(loss_of(trained).abs().max()) < 1e-4
+    other = method(AffineInXOfTwoTimes(), exact_teacher(), **options)
+    assert float(loss_of(other).min()) > 1e-4
+
+
+def test_own_tangent_is_the_networks_velocity_at_one_time():
+    """The target of improved MeanFlow, v - (t - s) dF/dt along F(x, t, t), by finite
+    differences."""
+    torch.manual_seed(0)
+    trained = method(AffineInXOfTwoTimes().double(), unequal=1.0, power=0.0, tangent="own")
+    model, batch = trained.student, gaussian_batch(32)
+    t, s = trained.sample_times(batch.rng)
+    eps = noise_of(batch)
+    x, h = PATH.mix(batch.x0, eps, t).double(), 1e-6
+    with torch.no_grad():
+        own = model.output(x, t, s=t)
+        F, after = model.output(x, t, s=s), model.output(x + h * own, t + h, s=s)
+    error = F + expand(t - s, x) * (after - F) / h - (eps - batch.x0)
+    torch.testing.assert_close(
+        loss_of(trained, batch).double(), error.square().flatten(1).sum(1), rtol=1e-3, atol=1e-3
+    )
+
+
+class OfTheLabel(nn.Module):
+    """F is a number for each label, the last one for the null label."""
+
+    def __init__(self, *values: float):
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(values))
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
+        return expand(self.values[label], x) + 0 * x
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.5])
+def test_guided_target_is_the_published_one(kappa):
+    """At s = t the target is omega v + kappa u(label) + (1 - omega - kappa) u(null), within the
+    given times and where the label was kept, and v elsewhere (eq. 19 and 21)."""
+    network, shape = OfTheLabel(0.3, -0.7, 0.2), {"network": SECOND, "num_classes": 2}
+    config = MeanFlowConfig(
+        name="meanflow",
+        unequal=0.0,
+        power=0.0,
+        label_dropout=0.3,
+        guidance=2.5,
+        guidance_mix=kappa,
+        guidance_times=(0.2, 0.6),
+    )
+    trained = MeanFlow(
+        config, model_of(network, "rectified", "mean-velocity", side=2, **shape), None
+    )
+    rng, label = Noise(0, torch.arange(64)), torch.arange(64) % 2
+    batch = Batch(rng.normal(SHAPE, "data"), Condition(label), rng)
+    loss = trained.loss("student", batch, Progress(0, 0, 0.0))
+    v = rng.normal(SHAPE, "eps") - batch.x0
+    kept = rng.uniform("label-dropout") >= 0.3
+    seen = torch.where(kept, label, 2)
+    own, null = (expand(u, v) for u in (network.values[seen], network.values[2].expand(64)))
+    guided = 2.5 * v + kappa * own + (1 - 2.5 - kappa) * null
+    inside = kept & (loss.t >= 0.2) & (loss.t <= 0.6)
+    assert 5 < int(inside.sum()) < 40 and int((~kept).sum()) > 5
+    target = torch.where(expand(inside.double(), v) > 0, guided, v)
+    torch.testing.assert_close(loss.per_sample, (own - target).square().flatten(1).sum(1))
+
+
+def test_the_teacher_is_guided_and_the_data_play_no_part():
+    """With a teacher of constant velocities, one for each label."""
+    shape = {"network": SECOND, "num_classes": 2}
+    student = model_of(OfTheLabel(0.0, 0.0, 0.0), "rectified", "mean-velocity", side=2, **shape)
+    teacher = model_of(OfTheLabel(1.0, 2.0, 0.5), "rectified", "mean-velocity", side=2, **shape)
+    config = MeanFlowConfig(name="meanflow", unequal=0.0, power=0.0, guidance=3.0, teacher="there")
+    trained = MeanFlow(config, student, None, teacher)
+    rng, label = Noise(0, torch.arange(8)), torch.arange(8) % 2
+    batch = Batch(rng.normal(SHAPE, "data"), Condition(label), rng)
+    with count_evals(teacher.network) as counter:
+        loss = trained.loss("student", batch, Progress(0, 0, 0.0)).per_sample
+    velocity = torch.where(label == 0, 0.5 + 3 * 0.5, 0.5 + 3 * 1.5)
+    torch.testing.assert_close(loss, 4 * velocity.square())
+    assert counter.forwards == 16
+
+
+def test_what_guidance_cannot_do_is_refused():
+    values = {"name": "meanflow", "guidance": 2.0}
+    with pytest.raises(UserError, match="label_dropout above 0"):
+        parse(MeanFlowConfig, values, "test")
+    with pytest.raises(UserError, match="a teacher guides itself"):
+        parse(MeanFlowConfig, values | {"teacher": "x", "guidance_mix": 0.5}, "test")
+    with pytest.raises(UserError, match="needs a class-conditional model"):
+        method(AffineInXOfTwoTimes(), guidance=2.0, label_dropout=0.1)
 
 
 def test_share_of_unequal_times_and_their_order():

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from core.errors import _words
@@ -73,7 +74,9 @@ def with_mistakes(draw, config: dict, most: int = 2) -> dict:
     key that it has not."""
     config = copy.deepcopy(config)
     for _ in range(draw(st.sampled_from((1, 1, most)))):
-        *above, last = draw(st.sampled_from(sorted(places(config), key=repr)))
+        if not (there := sorted(places(config), key=repr)):
+            break
+        *above, last = draw(st.sampled_from(there))
         section = config
         for key in above:
             section = section[key]
@@ -89,6 +92,11 @@ def with_mistakes(draw, config: dict, most: int = 2) -> dict:
         elif isinstance(section, dict):
             section[f"{last}x"] = section[last]
     return config
+
+
+def examples(share: float) -> settings:
+    """Of the profile's number of inputs this share: some take longer than others."""
+    return settings(max_examples=max(5, round(settings.default.max_examples * share)))
 
 
 class Enough(Exception):

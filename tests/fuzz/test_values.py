@@ -6,6 +6,7 @@ HYPOTHESIS_PROFILE=long tries many more.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import lab
@@ -28,19 +29,21 @@ from core.setting import Setting
 from core.training.config import check_run_folder, parse_run_config
 from core.training.method import Context
 from core.training.trainer import Trainer
+from eval.ablation.table import table
 from eval.sweep.config import SweepConfig
 from eval.sweep.points import PointSampler
+from scripts.ablate import read_plan
+from scripts.ablate_cell import Task, write_task
+from scripts.ablate_plan import plan_words
 from scripts.pairs_config import PairsConfig
-from tests.fuzz.mistakes import Enough, with_mistakes, works_or_one_line
+from scripts.setting_options import add_setting_options, chosen_setting, chosen_steps
+from scripts.train import resolved
+from tests.fuzz.mistakes import Enough, examples, with_mistakes, works_or_one_line
+from tests.helpers.study import write_study
 
 pytestmark = pytest.mark.timeout(7200)  # the long profile takes its time
-SHORT = settings.get_profile("short").max_examples
-EXAMPLES = settings.default.max_examples
-
-
-def examples(share: float) -> settings:
-    """Of the profile's number of inputs this share: some take longer than others."""
-    return settings(max_examples=max(5, round(EXAMPLES * share)))
+FIRST, *OTHERS = lab.METHODS
+METHODS = [FIRST, *(pytest.param(method, marks=pytest.mark.slow) for method in OTHERS)]
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def one_step(values: dict, method: str) -> None:
             assert torch.isfinite(tensor).all(), f"{name} is not finite, and nothing was said"
 
 
-@pytest.mark.parametrize("method", lab.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_runs(laboratory, away, method):
     laboratory.needs(method)
     cls = lab.method_class(method)
@@ -138,7 +141,7 @@ def test_pairs(laboratory, away, monkeypatch):
     tried()
 
 
-@pytest.mark.parametrize("method", lab.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_settings(laboratory, away, method):
     """What is sampled is finite, or refused."""
     run = lab.load(laboratory.made(method))
@@ -165,6 +168,66 @@ def test_settings(laboratory, away, method):
         works_or_one_line(lambda: act(values))
 
     tried()
+
+
+def test_studies(away, monkeypatch):
+    """What is planned can be written as tasks and read again."""
+    monkeypatch.setenv("RUNS", str(away / "runs"))
+    file = write_study(away, seeds=[0, 1])
+    whole = yaml.safe_load(file.read_text()) | {"except": [], "out": str(away / "out")}
+    whole |= yaml.safe_load((away / "configs" / "digits" / "tiny.yaml").read_text())
+    whole["sweep"] |= {"keep_samples": 2, "guidance_scales": [1.0]}
+
+    def act(values: dict) -> None:
+        with suppress(yaml.YAMLError):
+            file.write_text(yaml.safe_dump(values), errors="surrogatepass")
+        planned = read_plan(file, [])
+        assert len(planned.study.trials) >= 2
+        plan_words(planned.study, planned.steps, planned.runs)
+        for trial in planned.study.trials[:2]:
+            task = write_task(trial, resolved(trial.values, "test"))
+            again = parse(Task, read_config(task), "test")
+            assert again.sweep == trial.sweep and resolved(again.run, "test").run == str(
+                trial.folder
+            )
+        assert table(planned.study)
+
+    assert works_or_one_line(lambda: act(whole))
+
+    @examples(0.5)
+    @given(with_mistakes(whole))
+    def tried(values: dict) -> None:
+        works_or_one_line(lambda: act(values))
+        assert not (away / "runs" / "digits").exists()
+
+    tried()
+
+
+words = st.sampled_from(("", ",", "1,", "x", "1e9", "-1", "nan", "inf", "ddim", "ddim,heun", "1,2",
+                         "eta=", "=1", "eta=1e400", "eta=nan", "eta=1", "é", "\0", "0x1", "9" * 5000,
+                         "٣", "1_0", " 1 "))  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("sampler", "steps", "grid", "guidance-scale", "threshold", "option")),
+            st.one_of(words, st.text(max_size=5)),
+        ),
+        max_size=4,
+    )
+)
+def test_settings_of_command_lines(pairs):
+    parser = argparse.ArgumentParser()
+    add_setting_options(parser)
+    a = parser.parse_args([f"--{name}={text}" for name, text in pairs])
+
+    def act() -> None:
+        chosen_steps(a)
+        chosen = chosen_setting(a, Setting(sampler="ddim", steps=4))
+        assert 1 <= chosen.steps and abs(chosen.guidance_scale) <= 1000
+
+    works_or_one_line(act)
 
 
 def test_data(away):

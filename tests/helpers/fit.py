@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from core.condition import UNCONDITIONED
 from core.data import Batch
@@ -24,6 +24,18 @@ def with_student(method: Method, network: nn.Module) -> Method:
     return method
 
 
+def gaussian_batch(size: int, first: int = 0) -> Batch:
+    """Fresh samples of the Gaussian data, addressed from `first`."""
+    rng = Noise(0, torch.arange(size) + first)
+    return Batch(MEAN + STD * rng.normal(SHAPE, "data"), UNCONDITIONED, rng)
+
+
+def loss_of(method: Method, batch: Batch | None = None, fraction: float = 0.0) -> Tensor:
+    """The student's loss [B] on a batch, by default one of 64."""
+    progress = Progress(0, 0, fraction)
+    return method.loss("student", batch or gaussian_batch(64), progress).per_sample.detach()
+
+
 def fit(
     method: Method, iterations: int, stage: int = 0, first: int = 0, lr: float = 3e-3
 ) -> list[float]:
@@ -39,8 +51,7 @@ def fit(
     losses = []
     for i in range(iterations):
         progress = Progress(i * B, stage, i / iterations)
-        rng = Noise(0, torch.arange(B) + (first + i) * B)
-        batch = Batch(MEAN + STD * rng.normal(SHAPE, "data"), UNCONDITIONED, rng)
+        batch = gaussian_batch(B, (first + i) * B)
         loss = method.loss("student", batch, progress).per_sample.mean()
         loss.backward()
         role.step(i * B, progress.fraction)

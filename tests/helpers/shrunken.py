@@ -12,7 +12,8 @@ from scripts.planner import Config, Planner, read_configs
 SCALE = 500  # what counts of images and evaluations are divided by
 COUNTED = {"images", "evals", "count", "half_life", "target_half_life", "warmup",
            "metrics_every", "samples_every", "checkpoint_every"}  # fmt: skip
-SIZES = {"blocks": 1, "latent": 4, "batch_size": 16, "n": 8, "bootstrap": 4, "keep_samples": 4}
+SIZES = {"blocks": 1, "latent": 4, "batch_size": 16, "n": 8, "bootstrap": 4, "keep_samples": 4,
+         "among": 8, "transport": 8}
 
 
 def shrunken(values: Any, key: str = "") -> Any:

@@ -1,5 +1,5 @@
-"""Kills training, pairs, sweeps, plots and reports with kill -9, runs the same command again until
-it finishes, and compares with one that was left alone, to the bit.
+"""Kills training, pairs, sweeps, ablations, plots and reports with kill -9, runs the same command
+again until it finishes, and compares with one that was left alone, to the bit.
 
     python -m tests.kill --times 40
     python -m tests.kill --times 20 --what two --seed 3
@@ -24,7 +24,7 @@ from tests.kill.subjects import Subject, prepared
 from tests.kill.two import kill_in_two
 from tests.kill.victims import Moment, import_all, run
 
-KINDS = ("train", "pairs", "sweep", "plot", "report", "two")
+KINDS = ("train", "pairs", "sweep", "ablation", "plot", "report", "two")
 MOST = 4  # kills of one folder, in a row
 
 

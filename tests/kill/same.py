@@ -11,7 +11,7 @@ import yaml
 from safetensors import safe_open
 
 # Times and what is measured beside them, and the checksums of files that hold times
-FREE = {"seconds", "images_per_second", "seconds_per_image", "peak_memory_bytes",
+FREE = {"seconds", "images_per_second", "seconds_per_image", "train_seconds", "peak_memory_bytes",
         "state.pt", "price.json"}  # fmt: skip
 
 

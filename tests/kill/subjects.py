@@ -11,6 +11,7 @@ import yaml
 import lab
 from scripts.planner import Config, Planner
 from tests.helpers.shrunken import small_planner
+from tests.helpers.study import write_study
 from tests.kill.victims import run
 
 
@@ -50,6 +51,10 @@ def sweep(config: Config, keep: bool) -> Subject:
             *(f"cache={out}/cache", *more),
         ),
     )
+
+
+def ablation(study: Path) -> Subject:
+    return Subject("ablation", "", lambda out: ("tests.kill.study", str(study), str(out)))
 
 
 def plot(curves: Path, relative_to: str) -> Subject:
@@ -101,6 +106,8 @@ def prepared(folder: Path, kinds: list[str], short: bool) -> list[Subject]:
             _run(sweeps[0].command(folder / "measured"), folder)
         subjects += [plot(curves, runs[0])] if "plot" in kinds else []
         subjects += [report(curves, folder / "runs")] if "report" in kinds else []
+    if "ablation" in kinds:
+        subjects.append(ablation(write_study(folder / "study", seeds=[0, 1])))
     if "two" in kinds:
         subjects += [train(planner.configs[n])._replace(kind="two") for n in runs if _learns(n)]
     return subjects

@@ -35,7 +35,7 @@ def test_a_few_kills_change_nothing():
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_many_kills_change_nothing():
-    table = kill("--times", "40", "--what", "train,pairs,sweep,plot,report")
+    table = kill("--times", "40", "--what", "train,pairs,sweep,ablation,plot,report")
     assert counted(table, "train") == 40, table
 
 

@@ -43,8 +43,12 @@ def _wait(condition) -> None:
         time.sleep(0.01)
 
 
-def _gone(pids: list[int]) -> bool:
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+def _wait_for_run(folder: Path, process: subprocess.Popen) -> None:
+    _wait(lambda: (folder / "config.yaml").exists() or process.poll() is not None)
+
+
+def _wait_until_gone(pids: list[int]) -> None:
+    _wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 def kill_in_two(
@@ -53,7 +57,7 @@ def kill_in_two(
     """Kills the launcher and a rank in turn, at a random moment after the run's folder is there."""
     log = folder.with_suffix(".log")
     process = _start(subject, folder, log)
-    _wait(lambda: (folder / "config.yaml").exists() or process.poll() is not None)
+    _wait_for_run(folder, process)
     begun = time.monotonic()
     process.wait(PATIENCE)
     seconds = time.monotonic() - begun  # of them some are the processes' end
@@ -64,7 +68,7 @@ def kill_in_two(
         shutil.rmtree(folder, ignore_errors=True)
         victim = "launcher" if tally["kills"] % 2 == 0 else "rank"
         process, delay = _start(subject, folder, log), rng.uniform(0, seconds)
-        _wait(lambda: (folder / "config.yaml").exists() or process.poll() is not None)
+        _wait_for_run(folder, process)
         time.sleep(delay)
         ranks = _ranks(process.pid)
         if process.poll() is not None or not ranks:
@@ -73,7 +77,7 @@ def kill_in_two(
         os.kill(process.pid if victim == "launcher" else rng.choice(ranks), signal.SIGKILL)
         tally["kills"] += 1
         process.wait(PATIENCE)
-        _wait(lambda: _gone(ranks))
+        _wait_until_gone(ranks)
         code = _start(subject, folder, log).wait(PATIENCE)
         found = differences(alone, folder) if code == 0 else [log.read_text()[-20_000:]]
         tally["resumed"] += code == 0

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import lab
 
-MODULES = ("scripts.train", "scripts.pairs", "scripts.evaluate", "scripts.plot", "scripts.report",
-           "core.training.trainer", "core.pairs", "sklearn.datasets", "diffusers")  # fmt: skip
+MODULES = ("scripts.train", "scripts.pairs", "scripts.evaluate", "scripts.ablate", "scripts.plot",
+           "scripts.report", "core.training.trainer", "core.pairs", "sklearn.datasets", "diffusers")  # fmt: skip
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -32,6 +32,9 @@ class Moment(NamedTuple):
 
     seconds: float | None = None
     change: int | None = None
+
+
+NEVER = Moment()
 
 
 class End(NamedTuple):
@@ -51,7 +54,7 @@ def import_all() -> None:
         lab.method_class(name)
 
 
-def run(command: tuple[str, ...], log: Path, moment: Moment = Moment()) -> End:
+def run(command: tuple[str, ...], log: Path, moment: Moment = NEVER) -> End:
     """`python -m MODULE ARGUMENTS` in a fork of this process; its output goes to the end of
     `log`."""
     counter, begun = mmap.mmap(-1, 8), time.monotonic()
@@ -85,7 +88,7 @@ def _child(command: tuple[str, ...], log: Path, counter: mmap.mmap, last: int | 
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001: a child must not go on with its parent's work
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -117,7 +117,7 @@ def test_sampling_mistakes(tmp_path):
     train_tiny(tmp_path / "run", images=64)
     run, out = tmp_path / "run", tmp_path / "x.png"
     for arguments, words in [
-        (["--steps", "0"], "every number of steps must be at least 1"),
+        (["--steps", "0"], "steps.0: Input should be greater than or equal to 1, got 0"),
         (["--steps", "2", "--label", "11"], "label 11 is out of range: this model knows 0 to 9"),
         (["--steps", "2", "--sampler", "dimm"], "unknown sampler 'dimm' (did you mean 'ddim'?)"),
         (["--steps", "2", "--grid", "lamb"], "unknown grid 'lamb' (did you mean 'lam'?)"),

@@ -116,6 +116,8 @@ def test_the_last_of_equal_rows_counts(tmp_path):
         ("samples/text.png", True),
         ("samples/narrow.png", False),
         ("samples/flat.png", False),
+        ("../outside.png", True),
+        ("samples/link.png", True),
     ],
 )
 def test_samples_that_are_no_strips(tmp_path, samples, broken):
@@ -127,6 +129,8 @@ def test_samples_that_are_no_strips(tmp_path, samples, broken):
     Image.new("L", (12, 8)).save(folder / "narrow.png")
     Image.new("L", (16, 8)).save(folder / "whole.png")
     Image.new("L", (1, 1)).save(folder / "flat.png")
+    Image.new("L", (16, 8)).save(tmp_path.parent / "outside.png")
+    (folder / "link.png").symlink_to(folder / "whole.png")
     file = write(
         tmp_path, lambda r: {"samples": samples if r["steps"] == 1 else "samples/whole.png"}
     )

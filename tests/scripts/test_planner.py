@@ -121,13 +121,20 @@ def test_weights_without_a_state_are_used_as_they_are(runs):
 @pytest.mark.parametrize("dataset", ["digits", "fashion_mnist", "cifar10"])
 def test_a_folder_is_a_suite(dataset, runs):
     """Its runs but for those that others need, found by content."""
-    want = ["consistency", "distilled_flow", "gan", "meanflow", "ppca", "progressive", "vae"]
+    want = [
+        "align_your_flow", "consistency", "distilled_flow", "flow_map_eulerian",
+        "flow_map_lagrangian", "flow_map_progressive", "gan", "meanflow", "meanflow_distilled",
+        "meanflow_improved", "moment_matching", "ot_flow", "ppca", "progressive", "shortcut", "soflow",
+        "vae",
+    ]  # fmt: skip
     planner = Planner(read_configs(dataset, str(runs)), None)
     assert planner.everything() == want
     jobs = [step.job for step in planner.plan(want)]
     assert [job.name for job in jobs] == [
-        "teacher", "consistency", "flow", "flow_pairs", "reflow", "reflow_pairs", "distilled_flow",
-        "gan", "meanflow", "ppca", "progressive", "vae",
+        "teacher", "align_your_flow", "consistency", "flow", "flow_pairs", "reflow",
+        "reflow_pairs", "distilled_flow", "flow_map_eulerian", "flow_map_lagrangian",
+        "flow_map_progressive", "gan", "meanflow", "meanflow_distilled", "meanflow_improved",
+        "moment_matching", "ot_flow", "ppca", "progressive", "shortcut", "soflow", "vae",
     ]  # fmt: skip
     after = {job.name: set(job.after) for job in jobs}
     assert after["consistency"] == after["progressive"] == {"teacher"}

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import read_config
+from core.config import parse, read_config
 from core.training.config import parse_run_config
+from eval.ablation.config import read_study
 from eval.features.extractors import EXTRACTORS, INCEPTION, INCEPTION_BFLOAT16, Extractor
+from eval.sweep.config import SweepConfig
 from lab import method_class
+from scripts.pairs_config import PairsConfig
 from scripts.planner import Planner, read_configs
 from tests.helpers.archives import write_cifar, write_idx
 from tests.helpers.command_lines import run_script
@@ -51,12 +54,33 @@ def test_networks_on_cifar10_are_as_large_as_their_files_say(recipe):
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == int(said)
 
 
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda f: str(f)[-60:])
+def test_every_config_is_read(file):
+    """All keys are known and within their limits."""
+    values = read_config(file)
+    if "entries" in values:
+        parse(SweepConfig, values, str(file))
+    elif "count" in values:
+        parse(PairsConfig, values, str(file))
+    elif "question" in values:
+        read_study(file)
+    elif file.stem != "base":
+        parse_run_config(values, method_class(values["method"]["name"]), str(file))
+
+
 def succeeds(name: str, *arguments: str) -> None:
     code, errors = run_script(name, *arguments)
     assert code == 0, errors
 
 
-@pytest.mark.parametrize("dataset", ["digits", "fashion_mnist", "cifar10"])
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        "digits",
+        pytest.param("fashion_mnist", marks=pytest.mark.slow),
+        pytest.param("cifar10", marks=pytest.mark.slow),
+    ],
+)
 def test_recipes(dataset, tmp_path, monkeypatch):
     configs, runs = CONFIGS / dataset, tmp_path / "runs"
     common = ["train.batch_size=32", "log.samples=10", "log.steps=1", "optimizer.warmup=0"]
@@ -92,7 +116,7 @@ def test_recipes(dataset, tmp_path, monkeypatch):
 
     def short_plan(*given, plan=eval.sweep.run.plan):
         tasks = plan(*given)
-        return [t for t in tasks if t.steps <= 4] or tasks[:1]
+        return [t for t in tasks if t.setting.steps <= 4] or tasks[:1]
 
     monkeypatch.setattr(eval.sweep.run, "plan", short_plan)
     curve = [

@@ -67,7 +67,7 @@ def test_what_is_left_out_is_the_models_own(arguments, expected):
     "arguments, says",
     [
         (("--steps", "two"), "--steps two: give numbers"),
-        (("--steps", "0"), "every number of steps must be at least 1"),
+        (("--steps", "0"), "greater than or equal to 1"),
         (("--steps", "1,2"), "give one of each"),
         (("--option", "eta"), "--option eta: give NAME=NUMBER"),
         (("--option", "eta=big"), "--option eta big: give numbers"),

@@ -91,6 +91,7 @@ def test_truncated_idx_file(mnist, keep):
 @pytest.mark.parametrize(
     "content",
     [b"not gzip at all", gzip.compress(b"short"), _idx(np.zeros((9, 28, 28), np.uint8))[:-3000]],
+    ids=["no gzip", "no idx", "cut"],
 )
 def test_broken_idx_file(mnist, content):
     root, _ = mnist

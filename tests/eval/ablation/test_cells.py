@@ -116,7 +116,7 @@ def test_a_study_may_be_based_on_a_study(tmp_path):
         ({"except": [{"optimizer.lr": 7}]}, "except: no cell is"),
         ({"except": [{"optimizer.lr": 0.01}]}, "except leaves 1 of 2 cells"),
         ({"sweep": {"n": 30, "extractor": "digits-cnn", "step": [1]}}, "unknown key 'sweep.step'"),
-        ({"sweep": {"n": 3, "extractor": "digits-cnn"}}, "a set needs at least 4 images"),
+        ({"sweep": {"n": 3, "extractor": "digits-cnn"}}, "sweep.n: Input should be greater than or equal to 4, got 3"),
         ({"base": "../digits/tinny.yaml"}, "tinny.yaml does not exist .did you mean 'tiny.yaml'"),
     ],
 )  # fmt: skip

@@ -47,7 +47,7 @@ def test_pictures_and_tables(name, tmp_path):
     drawn = (tmp_path / "out" / "curves.svg").read_text()
     shown = series_label(rows[1], rows)
     assert shown.isprintable() and shown == one_line(f"{name}, ddim")
-    floor = html.escape(one_line(f"floor: {name} against {name} train"), quote=False)
+    floor = html.escape(one_line(f"floor: {name}"), quote=False)
     assert f"<!-- {floor.replace('--', '- -')} -->" in drawn
     text = text_tables(rows).splitlines()
     assert len(text) == 4 and text[2].startswith(shown)

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from core.data import load_data
+from core.data import ImageData, load_data
 from core.errors import UserError
 from eval.features.classifiers import CLASSIFIERS, accuracy, load_classifier, weights_path
 from eval.features.extractors import (
@@ -67,10 +67,18 @@ def test_refusals(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # away from weights that scripts.fetch_inception may have written
     with pytest.raises(UserError, match="did you mean 'digits-cnn'"):
         make_extractor("digit-cnn")
+    large = ImageData(
+        "fashion_mnist", "train", torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.zeros(1), 10
+    )
     with pytest.raises(
         UserError, match=r"digits-cnn on fashion_mnist: .*\(1, 8, 8\).*not .*\(1, 28, 28\)"
     ):
-        check_reads(make_extractor("digits-cnn"), 1, 28, "fashion_mnist")
+        check_reads(make_extractor("digits-cnn"), large)
+    points = load_data("checkerboard", "test")
+    with pytest.raises(UserError, match="digits-cnn on checkerboard: it reads images, and these"):
+        check_reads(make_extractor("digits-cnn"), points)
+    with pytest.raises(UserError, match="reads points, and these are images"):
+        check_reads(make_extractor("histogram-kl"), large)
     broken = tmp_path / "w.safetensors"
     broken.write_bytes(weights_path("digits-cnn").read_bytes()[:-50])
     with pytest.raises(UserError, match="missing or damaged"):

@@ -24,7 +24,7 @@ from core.sampling.sample import sample_images
 from core.setting import Setting
 from core.training.checkpoints import CHECKSUMS
 from eval.curves_file import append_row, read_rows
-from eval.report.document import LIGHT, png_uri, readable, sample_strips, write_report
+from eval.report.document import LIGHT, collect, png_uri, readable, sample_strips, write_report
 from eval.report.training import loss_by_level, prices
 from eval.rows import Row, measure_label
 from lab import load
@@ -277,3 +277,25 @@ def test_no_other_picture_of_the_disk_is_embedded(tmp_path, capsys):
         == (folder / "samples" / "good.png").read_bytes()
     )
     assert capsys.readouterr().err.count("the report goes without it") == len(names)
+
+
+def test_nothing_outside_the_runs_is_embedded(tmp_path, capsys):
+    """Names of runs that lead elsewhere, as rows name them and as prices name teachers; configs
+    that are links."""
+    outside, runs = tmp_path / "outside", tmp_path / "curves"
+    for place in (outside, runs / "mine"):
+        place.mkdir(parents=True)
+        (place / "config.yaml").write_text(f"secret: {place.name}")
+        (place / "metrics.jsonl").write_text('{"images": 1, "stage": "s", "loss_by_t": [1.0]}')
+    (runs / "link").mkdir()
+    (runs / "link" / "config.yaml").symlink_to(outside / "config.yaml")
+    (runs / "link.yaml").symlink_to(outside / "config.yaml")
+    names = ["../outside", str(outside), "mine/../../outside", "link", "mine", "..", "a\0b"]
+    lines = [row(name, 1, 2.0, teacher="../outside", train_evals=1.0) for name in names]
+    (runs / "curves.jsonl").write_text("".join(f"{one.json_line()}\n" for one in lines))
+    data = collect(runs / "curves.jsonl", runs, [1], 2, load)
+    assert [config["text"] for config in data["configs"]] == ["secret: mine"]
+    assert data["losses"].keys() == {"mine"}
+    assert "missing" in data["trajectories"]
+    said = capsys.readouterr().err
+    assert "link.yaml is a link" in said and "is no name of a folder" in said

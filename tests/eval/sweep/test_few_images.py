@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from core.data import DataConfig
 from core.errors import UserError
 from lab import measure
 from tests.helpers.pictures import save
@@ -58,3 +60,23 @@ def test_enough_images_are_measured(swept, count, changes, floors):
             math.isfinite(getattr(row, key)) for key in ("fid", "kid", "precision", "recall")
         )
     assert floors == 0 or rows[-1].n == 4
+
+
+def test_images_that_no_picture_can_show_are_refused_ahead(tmp_path, monkeypatch):
+    """Of five channels: before anything is sampled, and with the way to measure them all the
+    same."""
+    monkeypatch.setattr("eval.sweep.run._check_fit", lambda *_: None)
+    train_tiny(tmp_path / "run", images=64)
+    original = DataConfig.load
+
+    def five(self, split="train"):
+        data = original(self, split)
+        return replace(data, images=data.images.expand(-1, 5, -1, -1))
+
+    monkeypatch.setattr(DataConfig, "load", five)
+    monkeypatch.setattr("eval.sweep.run.check_reads", lambda *_: None)
+    out, cache = tmp_path / "out" / "curves.jsonl", str(tmp_path / "cache")
+    values = (tmp_path / "run", out, cache, {"samplers": ["ddim"]})
+    with pytest.raises(UserError, match="5 channels cannot be written .*: give keep_samples=0"):
+        measure(config(*values, n=8, keep_samples=4))
+    assert not out.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -96,11 +97,16 @@ def test_a_point_listed_twice_is_measured_once(run, cache, tmp_path, capsys):
 def test_rows_of_earlier_versions_are_found(run, cache, uninterrupted, tmp_path):
     """A sweep that an earlier version began goes on: its rows lack the new keys."""
     out = tmp_path / "curves.jsonl"
-    old = uninterrupted.read_text().replace(', "options": {}, "sets": 1, "resamples": 4}', "}")
+    old = re.sub(', "options": .*}', "}", uninterrupted.read_text())
     assert '"sets"' not in old
     out.write_text("".join(old.splitlines(keepends=True)[:3]))
     measure(config(run, out, cache))
-    assert comparable(out) == comparable(uninterrupted)
+    found = comparable(out)
+    assert [row.pop("train_seed") for row in found][1:3] == [None, None]  # they did not say
+    expected = comparable(uninterrupted)
+    for row in expected:
+        del row["train_seed"]
+    assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,7 @@ def test_rows_of_earlier_versions_are_found(run, cache, uninterrupted, tmp_path)
         ({"options": {"etta": 1.0}}, "sampler ddim has no option 'etta' .did you mean 'eta'"),
         ({"options": {"eta": float("nan")}}, "finite number"),
         ({"samplers": ["jump"]}, "it is called 'consistency' now"),
-        ({"steps": []}, "every number of steps must be at least 1"),
+        ({"steps": []}, "at least 1 item"),
         ({"guidance_scales": [float("inf")]}, "finite number"),
     ],
 )

@@ -239,7 +239,7 @@ def test_command_line(run, cache, tmp_path, monkeypatch, capsys):
     ]
     given += [f"cache={cache}", "device=cpu", "bootstrap=0"]
     for steps, words in [
-        ("0", "every number of steps must be at least 1"),
+        ("0", "greater than or equal to 1"),
         ("1,x", "numbers with commas"),
     ]:
         assert evaluate(*given, "--steps", steps) == 2
@@ -261,7 +261,7 @@ def test_command_line(run, cache, tmp_path, monkeypatch, capsys):
 def test_refusals_write_nothing(run, cache, tmp_path):
     out = tmp_path / "new" / "curves.jsonl"
     for entry, changes, words in [
-        ({"steps": [4, 0]}, {}, "every number of steps must be at least 1"),
+        ({"steps": [4, 0]}, {}, "greater than or equal to 1"),
         ({"samplers": ["dimm"]}, {}, "did you mean 'ddim'"),
         ({"grid": "lamb"}, {}, "grid"),
         ({"run": str(run) + "x"}, {}, "is not a run"),

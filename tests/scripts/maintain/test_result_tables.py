@@ -14,7 +14,7 @@ import pytest
 import lab
 from core.errors import UserError
 from scripts.maintain import result_tables
-from scripts.maintain.methods_table import EVALUATIONS, methods_table, needs, paper
+from scripts.maintain.methods_table import EVALUATIONS, methods_table, needs, paper, short
 from scripts.maintain.result_tables import filled, table
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -147,38 +147,45 @@ def test_text_around_tables_stays():
 def test_methods_table_counts_and_finds(results):
     lines = _cells(methods_table(results))
     assert len(lines) == 1 + len({*lab.METHODS, "reflow"})
-    gan = lines["GAN"]
+    gan = lines["[GAN](baselines/gan.py)"]
     (row,) = _rows("digits", method="gan")
-    assert gan[:4] == [
-        "Huang et al. 2024, [arXiv 2501.05441](https://arxiv.org/abs/2501.05441)",
-        "[baselines/gan.py](baselines/gan.py)",
+    assert gan[:3] == [
+        "[Huang et al. 2024](https://arxiv.org/abs/2501.05441)",
         "",
         f"{row['train_evals'] / row['train_images']:.0f}",
     ]
-    assert lines["progressive distillation"][2] == "a teacher"
-    assert lines["reflow"][1:3] == [  # trained by another method's class
-        "[flows/rectified.py](flows/rectified.py)",
-        "stored pairs, a run to start from",
-    ]
+    assert lines["[progressive distillation](students/progressive.py)"][1] == "teacher"
+    # trained by another method's class
+    assert lines["[reflow](flows/rectified.py)"][1] == "pairs, start"
     # the lowest of all solvers with so many evaluations: Heun's 2 steps are 3
     teacher = _rows("fashion_mnist", method="ddpm", extractor="fashion-cnn", n=10000)
     lowest = [min(r["fid"] for r in teacher if r["nfe"] == nfe) for nfe in EVALUATIONS]
-    shown = [float(cell.split(" ± ")[0]) for cell in lines["DDPM teacher"][7:]]
+    shown = [float(cell.split(" ± ")[0]) for cell in lines["[DDPM teacher](teachers/ddpm.py)"][6:]]
     assert shown == pytest.approx(lowest, rel=5e-3)
 
     def dearer(row):
         row["train_evals"] = 7 * row["train_images"]
 
     _change(results, "digits", dearer, method="vae")
-    assert _cells(methods_table(results))["VAE"][3] == "3 to 7"
+    assert _cells(methods_table(results))["[VAE](baselines/vae.py)"][2] == "3 to 7"
 
 
 def test_papers_and_needs_of_every_method():
     for method in lab.METHODS:
         assert re.search(r"(19|20)\d\d", paper(method)), method
         assert "\n" not in paper(method) and "(" not in paper(method)
-    assert needs("consistency", None) == "a teacher" and needs("ddpm", None) == ""
-    assert needs("rectified-flow", {"pairs": None, "init": "runs/a"}) == "a run to start from"
+    assert needs("consistency", None) == "teacher" and needs("ddpm", None) == ""
+    assert needs("rectified-flow", {"pairs": None, "init": "runs/a"}) == "start"
+
+
+def test_papers_are_short():
+    assert short("Ho, Jain and Abbeel 2020, arXiv 2006.11239, alg. 1") == (
+        "[Ho et al. 2020](https://arxiv.org/abs/2006.11239)"
+    )
+    assert short("Salimans and Ho 2022, arXiv 2202.00512, sec. 3").startswith(
+        "[Salimans and Ho 2022]"
+    )
+    assert short('Tipping and Bishop 1999, "A Title"') == "Tipping and Bishop 1999"
 
 
 def test_a_method_without_a_paper_is_refused(monkeypatch):

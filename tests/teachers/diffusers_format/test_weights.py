@@ -165,7 +165,9 @@ def test_no_weights_run_code(kind, name, folder, tmp_path):
 
 def test_more_channels_than_a_picture_has_are_refused_before_sampling(tmp_path, monkeypatch):
     folder = save_checkpoint(tmp_path / "wide", in_channels=5, out_channels=5)
-    monkeypatch.setattr("core.runs.sample_images", lambda *args, **kwargs: pytest.fail("sampled"))
+    monkeypatch.setattr(
+        "core.sampling.sample.sample_images", lambda *args, **kwargs: pytest.fail("sampled")
+    )
     code, errors = run_script("sample", folder, "--steps", "1", "--out", tmp_path / "x.png")
     line = errors.splitlines()[-1]
     assert (
