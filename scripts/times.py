@@ -54,7 +54,7 @@ def main() -> None:
     if run.spec.discrete_steps is not None:
         raise UserError(f"{a.run} knows {run.spec.discrete_steps} times only: nothing to search")
     data, extractor = run.data.load(), make_extractor(a.extractor, device)
-    check_reads(extractor, data.channels, data.side, data.name)
+    check_reads(extractor, data)
     reference = statistics(extractor(data.images))
     start = tuple(float(t) for t in grid_of(own, run.model)[1:-1])
 
