@@ -22,7 +22,7 @@ def add_setting_options(parser: argparse.ArgumentParser, several: bool = False) 
     ).add_argument
     add("--sampler", help=f"one of {', '.join(SAMPLERS)}{more}")
     add("--steps", help=f"intervals of the time grid{more}")
-    add("--grid", help=f"spacing of the times: {', '.join(GRID_NAMES)}")
+    add("--grid", help=f"spacing of the times: {', '.join(GRID_NAMES)}, or at:T,T,... for its own")
     add("--guidance-scale", help=f"classifier-free guidance; 1.0 is off{more}")
     add("--threshold", help=f"clipping of the guess of x0: {', '.join(THRESHOLD_NAMES)}")
     add(

@@ -121,7 +121,10 @@ def boundary_x0(model: Model, x: Tensor, s: Tensor, condition: Condition) -> Ten
     draw (Song and Dhariwal 2024, sec. 3.4)."""
     with torch.no_grad():
         if model.spec.network.dropout == 0:
-            x0 = model.x0(x, s, condition)
+            inner, F = s > model.parameterisation.t_min, torch.zeros_like(x)
+            if bool(inner.any()):  # nothing is evaluated where nothing depends on it
+                F[inner] = model.output(x[inner], s[inner], condition.rows(inner))
+            x0 = model.parameterisation.x0(F, x, s, model.path)
         else:
             model.train()
             with same_dropout(x):
@@ -140,15 +143,15 @@ def ode_step(
     inner = s > 0
     if solver == "euler" or not bool(inner.any()):
         return end
-    safe = torch.where(inner, s, t)  # a step that ends on clean data is an Euler step
-    at_s = inner.view(-1, *[1] * (x.ndim - 1))
-    x0_s, eps_s = teacher.denoised(torch.where(at_s, end, x), safe, condition)
+    # A step that ends on clean data is an Euler step, and the teacher is not asked there.
+    x, t, s = x[inner], t[inner], s[inner]
+    x0_s, eps_s = teacher.denoised(end[inner], s, condition.rows(inner))
     a, b = path.at(t), path.at(s)
     scale_a, scale_b = a.alpha + a.sigma, b.alpha + b.sigma
     dw = b.sigma / scale_b - a.sigma / scale_a
-    slope = 0.5 * (eps - x0 + eps_s - x0_s)
-    corrected = expand(scale_b, x) * (x / expand(scale_a, x) + expand(dw, x) * slope)
-    return torch.where(at_s, corrected, end)
+    slope = 0.5 * (eps[inner] - x0[inner] + eps_s - x0_s)
+    end[inner] = expand(scale_b, x) * (x / expand(scale_a, x) + expand(dw, x) * slope)
+    return end
 
 
 def doubling_steps(start: int, end: int, fraction: float) -> int:

@@ -7,7 +7,7 @@ published. The leading ones start below t = 1, with the same pure noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -59,13 +59,22 @@ def _edm(path: Path, u: Tensor) -> Tensor:
     return _spaced(path, u, torch.exp(-low).clamp(max=80.0), u.new_tensor(0.002))
 
 
+def _renoise(path: Path, u: Tensor) -> Tensor:
+    """Equal steps from 1 down to 1/4, or to 1/N where that is more, and then to the data: for
+    consistency models, whose every fresh noise at a small time adds an error of the network's own.
+    Up to 4 steps it is "time"."""
+    return 1 - (1 - max(1 / len(u), 0.25)) * u
+
+
 GRIDS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "time": _uniform_time,
     "quadratic": _quadratic_time,
     "lam": _uniform_lam,
     "karras": _karras,
     "edm": _edm,
+    "renoise": _renoise,
 }
+GIVEN = "at:"  # a grid of its own times
 
 
 # name: (spacing in diffusers, steps_offset, whether as in its multistep schedulers)
@@ -135,9 +144,33 @@ def diffusers_times(
     )
 
 
+def given_grid(times: Sequence[float]) -> str:
+    """The name of the grid from 1 over these inner times to 0: "at:0.75,0.4"."""
+    return GIVEN + ",".join(f"{t:.6g}" for t in times)
+
+
+def _given_times(name: str, steps: int, discrete_steps: int | None) -> Tensor:
+    words = name.removeprefix(GIVEN)
+    try:
+        inner = [float(word) for word in words.split(",")] if words else []
+    except ValueError as error:
+        raise UserError(f"grid '{name}': give times with commas, such as at:0.75,0.4") from error
+    times = torch.tensor([1.0, *inner, 0.0], dtype=torch.float64)
+    if len(inner) != steps - 1 or not bool((times.diff() < 0).all()):
+        raise UserError(
+            f"grid '{name}' for {steps} steps: give {steps - 1} decreasing times between 1 and 0"
+        )
+    at = times * (discrete_steps or 1)
+    if discrete_steps and not torch.allclose(at, at.round(), rtol=0, atol=1e-6):
+        raise UserError(
+            f"grid '{name}': this model was trained at multiples of 1 / {discrete_steps} alone"
+        )
+    return times
+
+
 def make_grid(name: str, path: Path, steps: int, discrete_steps: int | None = None) -> Tensor:
     """[steps + 1] float64 times, 1 first (SPACINGS: leading ones, and linspace in one step, begin
-    below 1) and 0 last.
+    below 1) and 0 last. The grid "at:0.75,0.4" is 1, 0.75, 0.4, 0.
 
     "lam", "karras" and "edm" place the first `steps` times from noise to t = 1e-3 ("edm": to sigma
     / alpha = 0.002) and end with the jump to 0; "time" and "quadratic" divide [0, 1] itself. With
@@ -149,6 +182,8 @@ def make_grid(name: str, path: Path, steps: int, discrete_steps: int | None = No
     """
     if steps < 1:
         raise UserError(f"steps = {steps}: a sampler needs at least 1 step")
+    if name.startswith(GIVEN):
+        return _given_times(name, steps, discrete_steps)
     if name not in GRID_NAMES:
         raise UserError(f"unknown grid '{name}'{nearest(name, GRID_NAMES)}")
     if name in SPACINGS:

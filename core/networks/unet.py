@@ -2,9 +2,10 @@
 
 Residual blocks with adaptive group norm (Dhariwal and Nichol 2021, eq. 8), self-attention at chosen
 levels, sinusoidal time embedding (Ho et al. 2020, app. B), and optionally pixel-unshuffle at the
-door, so that a 28x28 image is worked on as 14x14 patches of 2x2. Every operation supports
-forward-mode differentiation; attention is written as two matrix products because PyTorch's fused
-kernels have no forward-mode rule (and are slower on a processor at these lengths).
+door, so that a 28x28 image is worked on as 14x14 patches of 2x2. In float32 every operation of
+the bare network has a rule for forward-mode differentiation, and under autocast not all have;
+attention is written as two matrix products because PyTorch's fused kernels have none (and are
+slower on a processor at these lengths).
 """
 
 from __future__ import annotations

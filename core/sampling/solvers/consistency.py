@@ -19,7 +19,8 @@ def jump_and_renoise(
     start: float = 1.0,
 ) -> Tensor:
     """Jumps to the data, then mixes fresh noise in for the next time; nothing is added after the
-    last jump.
+    last jump. The times are a choice of their own: the grid "renoise" stops at t = 1/4 where there
+    are many steps, and `python -m scripts.times` searches for those of a model.
 
     start: the time that the first jump is made from; the grid is scaled to begin there. A generator
     that was made of a denoiser is given pure noise, sigma_start times `noise`, but told a time
