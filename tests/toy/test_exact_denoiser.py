@@ -65,6 +65,7 @@ def errors(seed: int, steps: int) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_trained_teacher_approaches_the_exact_denoiser():
+    """Seeds 0, 1 and 2 gave 0.82, 0.86, 0.65 early and 0.0571, 0.0550, 0.0561 late."""
     early, late = errors(seed=0, steps=400)
-    assert late < 0.5 * early
-    assert late < 0.1
+    assert late < 0.2 * early
+    assert late < 0.08
