@@ -17,6 +17,7 @@ from core.sampling.solvers.dpm_solver import (
 )
 from core.sampling.solvers.flow_map import flow_map
 from core.sampling.solvers.ode import euler, heun
+from core.sampling.solvers.runge_kutta import midpoint, rk4, rk45
 from core.sampling.solvers.sde import euler_maruyama
 from core.sampling.solvers.unipc import unipc
 
@@ -60,6 +61,9 @@ SAMPLERS: dict[str, Sampler] = {
     "unipc": Sampler(unipc, 3, False),
     "consistency": Sampler(jump_and_renoise, None, True, options={"start": 1.0}),
     "flow-map": Sampler(flow_map, None, False),
+    "midpoint": Sampler(midpoint, 2, False),
+    "rk4": Sampler(rk4, 4, False),
+    "rk45": Sampler(rk45, None, False, options={"tolerance": 1e-4}),
 }
 
 # Names of earlier versions, which published rows carry

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torchdiffeq
 from diffusers import DPMSolverMultistepScheduler
 from scipy import stats
 
@@ -83,7 +84,8 @@ def test_order_on_gaussians(solver, name):
 def test_order_on_a_mixture(solver, name):
     """Against trajectories integrated by scipy."""
     path, (run, order) = make_path(name), SOLVERS[solver]
-    x, steps = np.linspace(-1.9, 1.9, 9), [80, 160]
+    # Fewer steps where the order is high: scipy's trajectories have ten digits.
+    x, steps = np.linspace(-1.9, 1.9, 9), [80, 160] if order < 4 else [20, 40]
     exact = mixture_flow(path, x, 0.95, 0.1)
     denoiser = Conditioned(mixture(path))
     errors = [
@@ -301,6 +303,54 @@ def test_other_grids(sampler, grid):
             assert float(got.std()) == pytest.approx(0.3, abs=0.06)
 
 
+@pytest.mark.parametrize("name", PATHS)
+def test_adaptive_steps_keep_their_tolerance(name):
+    """Against trajectories integrated by scipy; a tenth of the tolerance costs more evaluations
+    and no more steps of the grid do."""
+    path, x = make_path(name), np.linspace(-1.9, 1.9, 9)
+    exact, model = mixture_flow(path, x, 0.95, 0.1), mixture(path)
+    calls = []
+    for tolerance in (1e-3, 1e-5, 1e-7):
+        with count_evals(model.network) as counter, torch.no_grad():
+            grid = torch.linspace(0.95, 0.1, 4, dtype=torch.float64)
+            start = torch.tensor(x)[:, None]
+            got = SAMPLERS["rk45"].run(Conditioned(model), start, grid, tolerance=tolerance)
+        calls.append(counter.forwards / len(x))
+        assert np.abs(got[:, 0].numpy() - exact).max() < 20 * tolerance
+    assert calls[0] < calls[1] < calls[2] and all(n == int(n) for n in calls)
+    with count_evals(model.network) as counter, torch.no_grad():
+        grid = torch.linspace(0.95, 0.1, 50, dtype=torch.float64)
+        SAMPLERS["rk45"].run(Conditioned(model), start, grid, tolerance=1e-5)
+    assert counter.forwards / len(x) == calls[1]
+
+
+def test_adaptive_evaluations_are_torchdiffeqs_calls():
+    """On the rectified path, where w is t, dopri5 is given the same equation by hand."""
+    model, asked = mixture(make_path("rectified")), []
+    start = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+
+    def slope(t, y):
+        asked.append(float(t))
+        guess = Conditioned(model)(y, t)
+        return guess.eps - guess.x0
+
+    grid, options = _times(0.9, 0.2), {"norm": lambda y: y.abs().max()}  # of one number a sample
+    with torch.no_grad():
+        theirs = torchdiffeq.odeint(
+            slope, start, grid, rtol=1e-4, atol=1e-4, method="dopri5", options=options
+        )[-1]
+    with count_evals(model.network) as counter, torch.no_grad():
+        ours = SAMPLERS["rk45"].run(Conditioned(model), start, grid)
+    assert counter.forwards == 5 * len(asked) > 5 * 7
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_a_tolerance_that_is_none():
+    x, denoiser = torch.zeros(1, 1).double(), _gaussians(make_path("rectified"))
+    with pytest.raises(UserError, match="tolerance = 0"):
+        SAMPLERS["rk45"].run(denoiser, x, _interior(2), tolerance=0.0)
+
+
 class Counting(torch.nn.Module):
     """Counts calls and samples on its own."""
 
@@ -316,7 +366,8 @@ class Counting(torch.nn.Module):
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_evaluations_per_sample(sampler, guidance):
-    """One a step, two with guidance; Heun evaluates twice except where it ends on the data."""
+    """One a step, two with guidance; Heun evaluates twice except where it ends on the data, midpoint
+    twice, RK4 four times, and RK45 as often as it likes."""
     batch, steps, network = 3, 5, Counting()
     model = model_of(network, "rectified", num_classes=2)
     denoiser = denoiser_for(model, Condition(torch.tensor([0, 1, 1])), guidance)
@@ -325,7 +376,8 @@ def test_evaluations_per_sample(sampler, guidance):
         SAMPLERS[sampler].run(
             denoiser, rng.normal((1, 4, 4), "start"), make_grid("time", model.path, steps), rng
         )
-    expected = (2 * steps - 1 if sampler == "heun" else steps) * (2 if guidance != 1.0 else 1)
+    calls = {"heun": 2 * steps - 1, "midpoint": 2 * steps, "rk4": 4 * steps, "rk45": network.calls}
+    expected = calls.get(sampler, steps) * (2 if guidance != 1.0 else 1)
     assert network.samples == batch * expected
     assert counter.forwards == counter.evals == network.samples
 
