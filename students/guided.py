@@ -82,6 +82,7 @@ class GuidedDistillation(Method):
     @classmethod
     def from_config(cls, config: GuidedDistillationConfig, context: Context) -> GuidedDistillation:
         run = load_teacher(config.teacher, context)
+        torch.manual_seed(context.seed)  # the embedding of the weight is initialised anew
         method = cls(config, run.model, student_source(run, context))
         supervised_by(method, run)
         return method
