@@ -155,6 +155,8 @@ class Parameterisation(ABC):
 class Plain(Parameterisation):
     """F is eps, x0, v or u itself."""
 
+    t_min = 0.0  # where the guess of x0 is x whatever F is, for eps, v and u
+
     def __init__(self, kind: Prediction, sampler: str | None = None):
         self.kind = kind
         self.sampler = sampler or ("euler" if kind == "u" else "ddim")

@@ -26,13 +26,15 @@ def module_source() -> str:
         ours.ResidualBlock,
         ours.SelfAttention,
         ours.Stage,
+        ours.Encoded,
         ours.UNet,
     )
     return "\n".join(
         [
             '"""The U-Net of the fast-sampling lab (MIT licence) for diffusers. Written by scripts.teacher export."""\n',
             "from __future__ import annotations\n",
-            "import math\n",
+            "import math",
+            "from typing import NamedTuple\n",
             "import torch",
             "from diffusers import ConfigMixin, ModelMixin",
             "from diffusers.configuration_utils import register_to_config",

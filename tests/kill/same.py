@@ -13,6 +13,7 @@ from safetensors import safe_open
 # Times and what is measured beside them, and the checksums of files that hold times
 FREE = {"seconds", "images_per_second", "seconds_per_image", "train_seconds", "peak_memory_bytes",
         "state.pt", "price.json"}  # fmt: skip
+ABOUT = ("about", "sha256")  # of kept features: seconds among them, and a checksum that covers them
 
 
 def differences(one: Path, two: Path, free: frozenset[str] | set[str] = frozenset()) -> list[str]:
@@ -49,7 +50,7 @@ def _content(file: Path, free: set[str]) -> Any:
         return _fixed(torch.load(file, map_location="cpu", weights_only=True), free)
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as opened:
-            about = {k: v for k, v in (opened.metadata() or {}).items() if k != "about"}
+            about = {k: v for k, v in (opened.metadata() or {}).items() if k not in ABOUT}
             return about | {name: opened.get_tensor(name) for name in opened.keys()}
     return None
 

@@ -99,6 +99,8 @@ def test_recipes(dataset, tmp_path, monkeypatch):
     own = {name: small for name in ("teacher", "flow", "vae")}
     own |= {f"{name}_pairs": ["count=32", "steps=2", "shard=16"] for name in ("flow", "reflow")}
     own["gan"] = [*small, f"method.critic.{widths}", "method.critic.blocks=1"]
+    own["moment_matching"] = ["method.among=32"]
+    own["ot_flow"] = ["method.transport=32"]
     own["ppca"] = ["model.network.latent=2"]
     own["progressive"] = ["method.start_steps=16", "budget.images=448"]  # 7 shares of 64
 
