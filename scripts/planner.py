@@ -123,6 +123,14 @@ class Planner:
         """The sweeps that measure this data set's runs."""
         return [n for n, c in self.configs.items() if c.kind == "sweep" and c.values.get("runs")]
 
+    def measured_by(self, sweep: str) -> list[str]:
+        """The runs that a sweep's entries name; raises UserError where `sweep` is none."""
+        if sweep not in self.configs or self.configs[sweep].kind != "sweep":
+            raise UserError(f"unknown sweep '{sweep}'{nearest(sweep, self.sweeps())}")
+        values = self.configs[sweep].values
+        folder = values.get("runs") or "."
+        return self.makers_of({e["run"]: f"{folder}/{e['run']}" for e in values["entries"]})
+
     def plan(self, goals: list[str], overrides: list[str] = ()) -> list[Step]:
         """A goal is made by its config and the overrides. What it needs is made by its config too,
         unless it is there, or is a teacher and ships with the repository."""

@@ -3,6 +3,7 @@ configs/DATASET.
 
     python -m scripts.recipe digits consistency optimizer.lr=1e-4
     python -m scripts.recipe digits --all --lanes 2
+    python -m scripts.recipe digits --for quickstart
     python -m scripts.recipe fashion_mnist curve solvers
 
 NAME is a config's file name: a run, stored pairs, or a sweep. A config starts from another one
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("dataset", help="a folder of configs")
     parser.add_argument("names", nargs="*", metavar="NAME", help="configs there")
     parser.add_argument("--all", action="store_true", help="every run of the folder")
+    parser.add_argument("--for", dest="sweep", metavar="SWEEP", help="every run that it measures")
     parser.add_argument("--sweeps", action="store_true", help="every sweep of the folder's runs")
     parser.add_argument("--lanes", type=int, default=1, help="side by side (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
@@ -45,13 +47,14 @@ def main() -> None:
     planner = Planner(read_configs(a.dataset, runs), shipped)
     goals = [name for name in a.names if "=" not in name]
     overrides = [name for name in a.names if "=" in name]
-    if (a.all or a.sweeps) and a.names:
+    if (a.all or a.sweeps or a.sweep) and a.names:
         raise UserError(
-            f"'{a.names[0]}' beside --all or --sweeps: give it to the recipe of one method"
+            f"'{a.names[0]}' beside --all, --for or --sweeps: give it to the recipe of one method"
         )
     if overrides and len(goals) != 1:
         raise UserError(f"override '{overrides[0]}': give it with the name of one config")
     goals += planner.everything() * a.all + planner.sweeps() * a.sweeps
+    goals += planner.measured_by(a.sweep) if a.sweep else []
     if not goals:
         raise UserError(
             f"nothing to do: name a config of {a.dataset}{nearest('', planner.configs)}"

@@ -137,11 +137,19 @@ def test_a_folder_is_a_suite(dataset, runs):
     assert after["reflow"] == {"flow", "flow_pairs"} and after["gan"] == set()
 
 
+def test_the_quickstart_trains_what_it_measures(runs):
+    planner = Planner(read_configs("digits", str(runs)), None)
+    names = planner.measured_by("quickstart")
+    assert {"teacher", "flow", "distilled_flow", "meanflow"} <= set(names)
+    assert len(names) == 10 and "reflow_pairs" not in names
+    assert {step.job.name for step in planner.plan(names)} == {*names, "flow_pairs", "reflow_pairs"}
+
+
 def test_sweeps_are_those_of_the_folders_runs():
     def sweeps(dataset: str) -> list[str]:
         return Planner(read_configs(dataset), None).sweeps()
 
-    assert sweeps("digits") == ["curve"]  # inception-precision measures a shipped teacher
+    assert sweeps("digits") == ["curve", "quickstart"]  # inception-precision measures a shipped teacher
     assert sweeps("fashion_mnist") == [
         "curve", "curve-1000-images", "curve-1000-steps", "curve-inception", "solvers",
     ]  # fmt: skip
@@ -215,7 +223,8 @@ def test_configs_that_cannot_be_planned(tmp_path, monkeypatch):
             "unknown config 'distilled-flow' (did you mean 'distilled_flow'?)",
         ),
         ("digits", "nothing to do: name a config of digits (known: add, align_your_flow,"),
-        ("digits --all budget.evals=5", "'budget.evals=5' beside --all or --sweeps"),
+        ("digits --all budget.evals=5", "'budget.evals=5' beside --all, --for or --sweeps"),
+        ("digits --for flow", "unknown sweep 'flow'"),
         ("digits vae gan budget.evals=5", "'budget.evals=5': give it with the name of one config"),
         ("digits vae --lanes 0", "--lanes 0: at least 1"),
     ],

@@ -54,17 +54,17 @@ def test_train_is_the_recipe(shell):
 
 
 @pytest.mark.parametrize(
-    ("given", "dataset", "runs", "shipped"),
+    ("given", "dataset", "curve", "runs", "shipped"),
     [
-        ("", "digits", "runs/quickstart", " SHIPPED=no"),
-        ("cifar10", "cifar10", "runs/quickstart-cifar10", ""),
+        ("", "digits", "quickstart", "runs/quickstart", " SHIPPED=no"),
+        ("cifar10", "cifar10", "curve", "runs/quickstart-cifar10", ""),
     ],
 )
-def test_quickstart(shell, given, dataset, runs, shipped):
+def test_quickstart(shell, given, dataset, curve, runs, shipped):
     assert shell(f"bash scripts/quickstart.sh {given}").returncode == 0
     assert shell.log == [
-        f"-m scripts.recipe {dataset} --all --lanes 2{shipped}",
-        f"-m scripts.recipe {dataset} curve{shipped}",
+        f"-m scripts.recipe {dataset} --for {curve} --lanes 2{shipped}",
+        f"-m scripts.recipe {dataset} {curve}{shipped}",
         f"-m scripts.plot {runs}/curves.jsonl --markdown {runs}/table.md "
         f"--relative-to teacher{shipped}",
         f"-m scripts.report {runs}{shipped}",
@@ -72,24 +72,25 @@ def test_quickstart(shell, given, dataset, runs, shipped):
     assert shell("bash scripts/quickstart.sh", CODE="3").returncode == 3 and len(shell.log) == 1
 
 
-def test_suite_measures_what_the_quickstart_leaves_out(shell, tmp_path):
+def test_suite_trains_and_measures_all(shell, tmp_path):
     """With Inception's weights where a sweep of the data set takes them, and publishes."""
     for dataset in ("digits", "fashion_mnist"):
         done = shell(f"bash scripts/suite.sh {dataset}", OUT=str(tmp_path / "results"), RUNS="x")
         assert done.returncode == 0, done.stderr
         log = [line.removesuffix(" SHIPPED=no").removeprefix("-m scripts.") for line in shell.log]
         assert log[0] == f"recipe {dataset} --all --lanes 2"
-        assert log[3] == "report x"
         assert log[-2:] == [f"recipe {dataset} --sweeps", f"publish x {tmp_path / 'results'}"]
-        assert log[4:-2] == (["fetch_inception"] if dataset == "fashion_mnist" else [])
+        assert log[1:-2] == (["fetch_inception"] if dataset == "fashion_mnist" else [])
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "suite.sh"])
-def test_overrides_are_not_lost_without_a_word(shell, script):
-    """The recipe gets them, and refuses them beside --all."""
+@pytest.mark.parametrize(
+    ("script", "what"), [("quickstart.sh", "--for quickstart"), ("suite.sh", "--all")]
+)
+def test_overrides_are_not_lost_without_a_word(shell, script, what):
+    """The recipe gets them, and refuses them beside --all and --for."""
     shell(f"bash scripts/{script} fashion_mnist budget.evals=5", CODE="2")
     (line,) = shell.log
-    assert line.endswith("--all --lanes 2 budget.evals=5")
+    assert line.endswith(f"{what} --lanes 2 budget.evals=5")
 
 
 def test_an_interrupted_environment_is_made_again(shell, tmp_path):
