@@ -149,9 +149,13 @@ def test_sweeps_are_those_of_the_folders_runs():
     def sweeps(dataset: str) -> list[str]:
         return Planner(read_configs(dataset), None).sweeps()
 
-    assert sweeps("digits") == ["curve", "quickstart"]  # inception-precision measures a shipped teacher
+    assert sweeps("digits") == [
+        "curve",
+        "quickstart",
+    ]  # inception-precision measures a shipped teacher
     assert sweeps("fashion_mnist") == [
-        "curve", "curve-1000-images", "curve-1000-steps", "curve-inception", "solvers",
+        "curve", "curve-1000-images", "curve-1000-steps", "curve-inception",
+        "quickstart", "solvers",
     ]  # fmt: skip
 
 
