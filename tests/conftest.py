@@ -2,12 +2,15 @@
 tries a few inputs, or many where HYPOTHESIS_PROFILE=long is set."""
 
 import os
+import signal
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+# A shell's background jobs ignore it, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines are shared, so no example has a deadline; the short profile tries the same inputs always.
 slow = [HealthCheck.too_slow]

@@ -97,8 +97,7 @@ def prepared(folder: Path, kinds: list[str], short: bool) -> list[Subject]:
     if "pairs" in kinds:
         subjects += [pairs(planner.configs[name]) for name in made]
     if {"sweep", "plot", "report"} & set(kinds):
-        (name,) = planner.sweeps()
-        config = _of_runs(planner.configs[name], runs, planner)
+        config = _of_runs(planner.configs["curve"], runs, planner)
         sweeps = [sweep(config, keep) for keep in (False, True)]
         subjects += sweeps if "sweep" in kinds else []
         curves = folder / "measured" / "curves.jsonl"
