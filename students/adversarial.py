@@ -4,19 +4,19 @@ teacher as in its latent successor (Sauer et al. 2024, arXiv 2403.12015)."""
 from __future__ import annotations
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from core.data import Batch, ImageSource
 from core.diffusion.paths import expand
 from core.model import Model
 from core.networks.heads import Heads
-from core.noise import Noise
 from core.setting import Setting, Steps
 from core.training.adversarial import hinge, slope_penalty
-from core.training.method import Context, Loss, Method, MethodConfig, Progress
+from core.training.method import Context, Loss, Method, Progress
 from core.training.roles import OptimizerConfig, Role
 from students.teacher import (
+    AskedTimesConfig,
     check_not_told,
     load_teacher,
     student_source,
@@ -25,7 +25,7 @@ from students.teacher import (
 )
 
 
-class AdversarialConfig(MethodConfig):
+class AdversarialConfig(AskedTimesConfig):
     """The keys of adversarial diffusion distillation."""
 
     teacher: str
@@ -39,18 +39,8 @@ class AdversarialConfig(MethodConfig):
     """weight of the penalty on the critic's slope in the features of real images"""
     critic: OptimizerConfig | None = None
     """optimiser of the critic's heads; null: the run's"""
-    t_min: float = Field(default=0.02, ge=0, lt=1)
-    """least time at which the teacher is asked"""
-    t_max: float = Field(default=0.98, gt=0, le=1)
-    """largest such time"""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """of the student"""
-
-    @model_validator(mode="after")
-    def _times(self) -> AdversarialConfig:
-        if not self.t_min < self.t_max:
-            raise ValueError(f"t_min={self.t_min:g} must be below t_max={self.t_max:g}")
-        return self
 
 
 class AdversarialDistillation(Method):
@@ -104,12 +94,6 @@ class AdversarialDistillation(Method):
     def turn(self, step: int) -> tuple[str, ...]:
         return ("critic", "student")
 
-    def draw_times(self, rng: Noise, stream: str) -> Tensor:
-        """[B] uniform in [t_min, t_max], or the nearest times that the teacher knows."""
-        c, T = self.config, self.teacher.spec.discrete_steps
-        t = c.t_min + (c.t_max - c.t_min) * rng.uniform(stream)
-        return t if T is None else (t * T).round().clamp(1, T) / T
-
     def denoise(self, model: Model, batch: Batch, stream: str) -> Tensor:
         """The student's x0 [B, ...] of the batch's images, noised."""
         rng, N = batch.rng, self.config.steps
@@ -119,7 +103,7 @@ class AdversarialDistillation(Method):
 
     def features(self, x0: Tensor, batch: Batch, stream: str) -> tuple[Tensor, Tensor]:
         """What the critic is given of images x0 [B, ...], and the times they were noised to."""
-        t = self.draw_times(batch.rng, f"{stream}-time")
+        t = self.config.draw_times(self.teacher, batch.rng, f"{stream}-time")
         noise = batch.rng.normal(tuple(x0.shape[1:]), f"{stream}-noise")
         x_t = self.teacher.path.mix(x0, noise, t)
         return self.teacher.features(x_t, t, batch.condition), t
@@ -148,7 +132,7 @@ class AdversarialDistillation(Method):
         seen, t = self.features(x0, batch, "seen")
         loss = -self.roles["critic"].model(seen, batch.condition.label).mean(1)
         if c.distillation_weight:
-            s = self.draw_times(batch.rng, "time")
+            s = self.config.draw_times(self.teacher, batch.rng, "time")
             noise = batch.rng.normal(tuple(x0.shape[1:]), "noise")
             with torch.no_grad():
                 goal = self.teacher.x0(path.mix(x0, noise, s), s, batch.condition)

@@ -14,7 +14,6 @@ from core.data import Batch, ImageSource
 from core.diffusion.grids import GRID_NAMES, make_grid
 from core.diffusion.losses import Distance, distance, x0_error_scale
 from core.diffusion.times import NoiseTimeConfig, make_noise_time_sampler
-from core.errors import UserError
 from core.model import Model
 from core.setting import MOST_STEPS
 from core.training.method import (
@@ -23,8 +22,6 @@ from core.training.method import (
     Method,
     MethodConfig,
     Progress,
-    images_and_spec,
-    new_model,
     noise_of,
     regress,
 )
@@ -33,7 +30,7 @@ from students.teacher import (
     boundary_x0,
     check_not_told,
     consistency_copy,
-    consistency_function_of,
+    consistency_from_scratch,
     doubling_steps,
     load_teacher,
     student_source,
@@ -130,15 +127,7 @@ class ConsistencyTraining(Method):
         cls, config: ConsistencyTrainingConfig, context: Context
     ) -> ConsistencyTraining:
         if config.init is None:
-            if config.dropout:
-                raise UserError(
-                    f"method.dropout={config.dropout} is of a student that starts from a run: set "
-                    "model.network.dropout"
-                )
-            data, spec = images_and_spec(context)
-            changes = {"prediction": consistency_function_of(spec), "discrete_steps": None}
-            model = new_model(spec.model_copy(update=changes), context)
-            return cls(config, model, ImageSource(data, context.seed))
+            return cls(config, *consistency_from_scratch(config.dropout, context))
         run = load_teacher(config.init, context)
         check_not_told(run.spec)
         student = consistency_copy(run.model, config.dropout)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from core.condition import Condition
@@ -22,13 +22,13 @@ from core.training.method import (
     Context,
     Loss,
     Method,
-    MethodConfig,
     Progress,
     mean_square,
     regress,
 )
 from core.training.roles import OptimizerConfig, Role
 from students.teacher import (
+    AskedTimesConfig,
     check_not_told,
     load_teacher,
     student_source,
@@ -40,7 +40,7 @@ FAKE_FEATURES = "encoder of the fake score"
 SMALLEST_SCALE = 1e-2  # of the normalising distance to the teacher's guess, in units of images
 
 
-class DistributionConfig(MethodConfig):
+class DistributionConfig(AskedTimesConfig):
     """The keys that these methods share."""
 
     teacher: str
@@ -49,10 +49,6 @@ class DistributionConfig(MethodConfig):
     """steps of the student; its inputs after the first come from its own simulation"""
     start: float = Field(default=1.0, gt=0, le=1)
     """time that the student is told at its first step, whose input is noise of that time's sigma"""
-    t_min: float = Field(default=0.02, ge=0, lt=1)
-    """least time at which scores are compared and learned"""
-    t_max: float = Field(default=0.98, gt=0, le=1)
-    """largest such time"""
     updates: int = Field(default=1, ge=1, le=1000)
     """steps of the fake score for each of the student"""
     fake_first: int = Field(default=0, ge=0)
@@ -67,12 +63,6 @@ class DistributionConfig(MethodConfig):
     """let both scores run in bfloat16 where the teacher does"""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """of the student"""
-
-    @model_validator(mode="after")
-    def _times(self) -> DistributionConfig:
-        if not self.t_min < self.t_max:
-            raise ValueError(f"t_min={self.t_min:g} must be below t_max={self.t_max:g}")
-        return self
 
 
 class Scored(NamedTuple):
@@ -191,12 +181,6 @@ class DistributionMatching(Method):
         x = torch.stack(inputs)[i, torch.arange(len(x), device=x.device)]
         return model.x0(x, times[i], condition)
 
-    def draw_times(self, rng: Noise, stream: str) -> Tensor:
-        """[B] uniform in [t_min, t_max], or the nearest times that the teacher knows."""
-        c, T = self.config, self.teacher.spec.discrete_steps
-        t = c.t_min + (c.t_max - c.t_min) * rng.uniform(stream)
-        return t if T is None else (t * T).round().clamp(1, T) / T
-
     # ---------------------------------------------------------------- losses
 
     def fake_loss(self, batch: Batch, condition: Condition) -> Loss:
@@ -204,7 +188,8 @@ class DistributionMatching(Method):
         fake, rng, path = self.roles["fake"].wrapped, batch.rng, self.teacher.path
         with torch.no_grad():
             x0 = self.generate(self.student, rng, condition, "fake-prior")
-        t, eps = self.draw_times(rng, "fake-time"), rng.normal(tuple(x0.shape[1:]), "fake-noise")
+        t = self.config.draw_times(self.teacher, rng, "fake-time")
+        eps = rng.normal(tuple(x0.shape[1:]), "fake-noise")
         kind = self.teacher.spec.prediction
         kind = kind if kind in PREDICTIONS else "x0"
         x_t, target = path.mix(x0, eps, t), from_denoised(kind, x0, eps, t, path)
@@ -223,7 +208,8 @@ class DistributionMatching(Method):
         to them."""
         rng, fake = batch.rng, self.roles["fake"].model
         x0 = self.generate(self.roles["student"].wrapped, rng, condition, "prior")
-        t, eps = self.draw_times(rng, "time"), rng.normal(tuple(x0.shape[1:]), "noise")
+        t = self.config.draw_times(self.teacher, rng, "time")
+        eps = rng.normal(tuple(x0.shape[1:]), "noise")
         x_t = self.teacher.path.mix(x0, eps, t)
         seen = x_t if through else x_t.detach()
         with torch.set_grad_enabled(through):

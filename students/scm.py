@@ -14,7 +14,6 @@ from core.condition import Condition
 from core.data import Batch, ImageSource
 from core.diffusion.paths import expand
 from core.diffusion.times import NoiseTimeConfig, make_noise_time_sampler
-from core.errors import UserError
 from core.model import Model
 from core.networks.dropout import same_dropout
 from core.training.derivatives import Derivative, jvp
@@ -24,15 +23,13 @@ from core.training.method import (
     Method,
     MethodConfig,
     Progress,
-    images_and_spec,
-    new_model,
     noise_of,
 )
 from core.training.roles import OptimizerConfig, Role
 from students.teacher import (
     check_not_told,
     consistency_copy,
-    consistency_function_of,
+    consistency_from_scratch,
     load_teacher,
     student_source,
     supervised_by,
@@ -135,15 +132,8 @@ class SCM(Method):
     @classmethod
     def from_config(cls, config: SCMConfig, context: Context) -> SCM:
         if config.teacher is None:
-            if config.dropout:
-                raise UserError(
-                    f"method.dropout={config.dropout} is of a student that starts from a run: set "
-                    "model.network.dropout"
-                )
-            data, spec = images_and_spec(context)
-            changes = {"prediction": consistency_function_of(spec), "discrete_steps": None}
-            student = new_model(spec.model_copy(update=changes), context)
-            return cls(config, student, None, ImageSource(data, context.seed))
+            student, source = consistency_from_scratch(config.dropout, context)
+            return cls(config, student, None, source)
         run = load_teacher(config.teacher, context)
         student, source = consistency_copy(run.model, config.dropout), student_source(run, context)
         if config.velocity == "data":

@@ -6,6 +6,7 @@ import copy
 from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from core.condition import Condition
@@ -15,10 +16,32 @@ from core.diffusion.paths import expand
 from core.errors import UserError
 from core.model import Model, ModelSpec
 from core.networks.dropout import same_dropout
+from core.noise import Noise
 from core.runs import Run
-from core.training.method import Context, Method
+from core.training.method import Context, Method, MethodConfig, images_and_spec, new_model
 
 Solver = Literal["euler", "heun"]
+
+
+class AskedTimesConfig(MethodConfig):
+    """The keys of methods that ask the teacher of what the student made, noised."""
+
+    t_min: float = Field(default=0.02, ge=0, lt=1)
+    """least time at which the teacher is asked"""
+    t_max: float = Field(default=0.98, gt=0, le=1)
+    """largest such time"""
+
+    @model_validator(mode="after")
+    def _times(self) -> AskedTimesConfig:
+        if not self.t_min < self.t_max:
+            raise ValueError(f"t_min={self.t_min:g} must be below t_max={self.t_max:g}")
+        return self
+
+    def draw_times(self, teacher: Model, rng: Noise, stream: str) -> Tensor:
+        """[B] uniform in [t_min, t_max], or the nearest times that the teacher knows."""
+        T = teacher.spec.discrete_steps
+        t = self.t_min + (self.t_max - self.t_min) * rng.uniform(stream)
+        return t if T is None else (t * T).round().clamp(1, T) / T
 
 
 def load_teacher(folder: str, context: Context, steps: int | None = None) -> Run:
@@ -113,6 +136,23 @@ def consistency_copy(model: Model, dropout: float) -> Model:
     """A trainable copy of a denoiser, read as a consistency function."""
     function = consistency_function_of(model.spec)
     return trainable_copy(model, dropout, prediction=function, discrete_steps=None)
+
+
+def consistency_from_scratch(dropout: float, context: Context) -> tuple[Model, ImageSource]:
+    """A freshly initialised consistency function of the config's section `model`, and its images.
+
+    Raises:
+        UserError: `dropout`, the method's key for students that start from a run, is given.
+    """
+    if dropout:
+        raise UserError(
+            f"method.dropout={dropout} is of a student that starts from a run: set "
+            "model.network.dropout"
+        )
+    data, spec = images_and_spec(context)
+    changes = {"prediction": consistency_function_of(spec), "discrete_steps": None}
+    model = new_model(spec.model_copy(update=changes), context)
+    return model, ImageSource(data, context.seed)
 
 
 def boundary_x0(model: Model, x: Tensor, s: Tensor, condition: Condition) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.networks.base import NetworkBase
-from core.networks.unet import sinusoidal_embedding, zeroed
+from core.networks.unet import embedded_label, embedder, sinusoidal_embedding, zeroed
 
 
 class MLPConfig(NetworkBase):
@@ -64,12 +64,8 @@ class MLP(nn.Module):
         super().__init__()
         width = config.width
         self.width, self.time_scale, self.num_classes = width, config.time_scale, num_classes
-        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.second_time = (
-            nn.Sequential(nn.Linear(width, width), nn.SiLU(), zeroed(nn.Linear(width, width)))
-            if config.second_time
-            else None
-        )
+        self.time = embedder(width, width)
+        self.second_time = embedder(width, width, from_zero=True) if config.second_time else None
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
         self.stem = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(config.blocks))
@@ -91,9 +87,7 @@ class MLP(nn.Module):
         if r is not None:
             embedding = embedding + self._embedded(self.second_time, r, x.dtype)
         if self.label is not None:
-            if label is None:
-                label = torch.full((len(x),), self.num_classes, device=x.device)
-            embedding = embedding + self.label(label)
+            embedding = embedding + embedded_label(self.label, label, x)
         elif label is not None:
             raise ValueError(
                 "this network is unconditional: it was built with num_classes=0, so label must be "

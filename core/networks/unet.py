@@ -113,6 +113,19 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
+def embedder(inputs: int, outputs: int, from_zero: bool = False) -> nn.Sequential:
+    """Two layers behind a sinusoidal embedding; from_zero: their output starts at 0."""
+    first, last = nn.Linear(inputs, outputs), nn.Linear(outputs, outputs)
+    return nn.Sequential(first, nn.SiLU(), zeroed(last) if from_zero else last)
+
+
+def embedded_label(table: nn.Embedding, label: Tensor | None, x: Tensor) -> Tensor:
+    """[B, E] of label [B], whose last number is the null label; None: that for each of x [B, ...]."""
+    if label is None:
+        label = torch.full((len(x),), table.num_embeddings - 1, device=x.device)
+    return table(label)
+
+
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, conv, twice; the second norm is scaled and shifted by the embedding
     (adaptive group norm)."""
@@ -242,24 +255,10 @@ class UNet(nn.Module):
         self.channels, self.side, self.patch, self.num_classes = channels, side, patch, num_classes
         self.width, self.time_scale, self.middle_width = widths[0], time_scale, widths[-1]
         embedding = 4 * widths[0]
-        self.time = nn.Sequential(
-            nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
-        self.second_time = (
-            nn.Sequential(
-                nn.Linear(widths[0], embedding), nn.SiLU(), zeroed(nn.Linear(embedding, embedding))
-            )
-            if second_time
-            else None
-        )
+        self.time = embedder(widths[0], embedding)
+        self.second_time = embedder(widths[0], embedding, from_zero=True) if second_time else None
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
-        self.guidance = (
-            nn.Sequential(
-                nn.Linear(widths[0], embedding), nn.SiLU(), zeroed(nn.Linear(embedding, embedding))
-            )
-            if guidance
-            else None
-        )
+        self.guidance = embedder(widths[0], embedding, from_zero=True) if guidance else None
 
         def stage(inputs: int, outputs: int, level: int) -> Stage:
             return Stage(inputs, outputs, embedding, dropout, level in attention, head_width)
@@ -327,9 +326,7 @@ class UNet(nn.Module):
                 sinusoidal_embedding(r, self.width, self.time_scale).to(x.dtype)
             )
         if self.label is not None:
-            if label is None:
-                label = torch.full((len(x),), self.num_classes, device=x.device)
-            embedding = embedding + self.label(label)
+            embedding = embedding + embedded_label(self.label, label, x)
         elif label is not None:
             raise ValueError(
                 "this network is unconditional: it was built with num_classes=0, so label must be None"

@@ -23,6 +23,8 @@ def module_source() -> str:
         ours.sinusoidal_embedding,
         ours.group_norm,
         ours.zeroed,
+        ours.embedder,
+        ours.embedded_label,
         ours.ResidualBlock,
         ours.SelfAttention,
         ours.Stage,

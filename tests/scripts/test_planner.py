@@ -123,7 +123,9 @@ def test_weights_without_a_state_are_used_as_they_are(runs):
 def test_a_folder_is_a_suite(dataset, runs):
     """Its runs but for those that others need, found by content; each once, after what it needs."""
     texts = {f.stem: f.read_text() for f in (ROOT / "configs" / dataset).glob("*.yaml")}
-    made = {name for name, text in texts.items() if re.search("^(method|count):", text, re.M)}
+    made = {
+        name for name, text in texts.items() if re.search("^(method|count):", text, re.MULTILINE)
+    }
     planner = Planner(read_configs(dataset, str(runs)), None)
     ends = planner.everything()
     assert {"consistency", "distilled_flow", "gan"} <= set(ends)
