@@ -81,7 +81,7 @@ class Sweep:
         source = data_of(config, self.points[0].run)
         self.data = source.load(config.reference)
         _check_fit(self.points, self.data)
-        if config.keep_samples:
+        if config.keep_samples and self.data.density is None:  # points are drawn as a scatter
             check_drawable(self.data.channels, "keep_samples=0")
         self.extractors = _extractors(config, self.data, self.device)
         check_features(self.points, self.extractors)
