@@ -199,6 +199,21 @@ def _sha256(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
     return hashlib.sha256((digest + json.dumps(about, sort_keys=True)).encode()).hexdigest()
 
 
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, open: `keys()`, `get_tensor(name)`, `metadata()`.
+
+    Raises:
+        OSError: it is missing or damaged, or went away as it was read, for which torch and the
+            library have two more kinds of error.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(str(error)) from error
+
+
 def read_tensors(
     path: Path, consequence: str, names: Iterable[str] = ()
 ) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -210,7 +225,7 @@ def read_tensors(
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             about = dict(file.metadata() or {})
         # Features kept by earlier versions have no checksum, or one of the tensors alone
@@ -220,7 +235,7 @@ def read_tensors(
         )
         if (written is None or written in known) and tensors.keys() >= set(names):
             return tensors, about
-    except (SafetensorError, OSError):
+    except OSError:
         pass
     print(f"warning: {path} is damaged; {consequence}", file=sys.stderr, flush=True)
     return None

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from core.config import parse
 from core.errors import UserError, reason
+from core.files import open_tensors
 from core.model import ModelSpec, upgraded
 
 
@@ -25,9 +25,9 @@ def save_weights(path: Path, state: dict[str, torch.Tensor], spec: ModelSpec) ->
 def read_spec(path: Path) -> ModelSpec:
     """The spec in a weights file's header."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise UserError(
             f"{path} is damaged or incomplete ({error}): delete its checkpoint folder and train again"
         ) from error
@@ -45,9 +45,9 @@ def read_spec(path: Path) -> ModelSpec:
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a weights file, on the CPU."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise UserError(
             f"{path} is damaged or incomplete ({error}): delete its checkpoint folder and train again"
         ) from error

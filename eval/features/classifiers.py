@@ -9,12 +9,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.errors import UserError
-from core.files import whole_file
+from core.files import open_tensors, whole_file
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -142,10 +141,10 @@ def load_classifier(name: str, path: Path | None = None) -> tuple[Classifier, di
     path = path or weights_path(name)
     again = f"git checkout it, or train it again: python -m scripts.maintain.train_classifier {spec.dataset}"
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key).float() for key in file.keys()}
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise UserError(
             f"weights of {name}, {path}, are missing or damaged ({error}): {again}"
         ) from error

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from core.errors import UserError
-from core.files import whole_file, whole_folder, write_tensors, write_text
+from core.files import open_tensors, whole_file, whole_folder, write_tensors, write_text
 from tests.helpers.command_lines import ROOT, small_disk, tree
 
 FILE = """
@@ -176,3 +176,18 @@ def test_a_full_disk_names_the_file_and_leaves_the_old(tmp_path):
         with pytest.raises(UserError, match="could not be written"):
             write_tensors(disk / "b", tensor)
         assert tree(disk) == {"a": b"old"}
+
+
+def test_a_file_that_goes_away_as_it_is_read_is_an_os_error(tmp_path, monkeypatch):
+    """A training that drops its older checkpoint: torch opens a file that the library found."""
+    file, original = tmp_path / "a.safetensors", torch.UntypedStorage.from_file
+
+    def from_file(*args, **keywords):
+        file.unlink()
+        return original(*args, **keywords)
+
+    save_file({"a": torch.zeros(3)}, file)
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", from_file)
+    with pytest.raises(OSError, match="No such file"), open_tensors(file) as tensors:
+        tensors.get_tensor("a")
+    assert not file.exists()
