@@ -45,7 +45,11 @@ def digits(split: str, root: str | None, side: int | None) -> ImageData:
     )
 
 
-DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+# Where files are looked for, and where downloads put them, which is the last one
+FILES = {
+    "fashion_mnist": [Path("/usr/share/datasets/fashion-mnist"), Path("data/FashionMNIST/raw")],
+    "cifar10": [Path("data/cifar-10-batches-py")],
+}
 
 
 def _read_idx(path: Path) -> np.ndarray:
@@ -66,7 +70,7 @@ def fashion_mnist(split: str, root: str | None, side: int | None) -> ImageData:
     torchvision's download."""
     prefix = "t10k" if split == "test" else "train"
     names = [f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"]
-    folders = [Path(root)] if root else [DEBIAN_FASHION, Path("data/FashionMNIST/raw")]
+    folders = [Path(root)] if root else FILES["fashion_mnist"]
     folder = next((f for f in folders if all((f / n).is_file() for n in names)), None)
     if folder is None and root:
         raise UserError(
@@ -82,7 +86,7 @@ def fashion_mnist(split: str, root: str | None, side: int | None) -> ImageData:
                 "Fashion-MNIST was not found and could not be downloaded "
                 f"({type(error).__name__}): apt-get install dataset-fashion-mnist, or set data.root to a folder with its idx.gz files"
             ) from error
-        folder = folders[1]
+        folder = folders[-1]
     images, labels = (_read_idx(folder / n) for n in names)
     if len(images) != len(labels):
         raise UserError(
@@ -130,6 +134,25 @@ SOURCES: dict[str, Callable[..., ImageData]] = {
     "checkerboard": checkerboard,
     "gaussians": gaussians,
 }
+
+
+def files_of(name: str) -> dict[str, Path]:
+    """The files of a data set by where a download would put them; none for what comes with a
+    library or is computed.
+
+    Raises:
+        UserError: unknown name, or files that are missing; `folder`, whose files are anywhere.
+    """
+    if name not in SOURCES:
+        raise UserError(f"unknown data set '{name}'{nearest(name, SOURCES)}")
+    if name == "folder":
+        raise UserError("data set 'folder' has its files anywhere: name their folder")
+    places = FILES.get(name, [])
+    folder = next((place for place in places if place.is_dir()), None)
+    if places and folder is None:
+        raise UserError(f"the files of {name} are not in {' or '.join(map(str, places))}")
+    found = sorted(path for path in folder.iterdir() if path.is_file()) if folder else []
+    return {(places[-1] / path.name).as_posix(): path for path in found}
 
 
 def load_data(

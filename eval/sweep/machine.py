@@ -10,12 +10,16 @@ from pathlib import Path
 
 import torch
 
+COMMIT = "COMMIT"  # a file in the place of git, which scripts.carry writes
+
 
 @cache
 def commit() -> str | None:
-    """The checked-out commit, with "-dirty" where tracked files differ from it; None without
-    git."""
+    """The checked-out commit, with "-dirty" where tracked files differ from it; what the file
+    COMMIT says where there is one; None without git."""
     here = Path(__file__).parent
+    if (file := here.parents[1] / COMMIT).is_file():
+        return file.read_text(encoding="utf-8").strip()
     try:
         head = subprocess.run(
             ["git", "rev-parse", "HEAD"],
