@@ -177,6 +177,8 @@ class Model(nn.Module):
         """What the network returns; more: what else it is asked for."""
         parameter = next(self.network.parameters(), None)
         dtype = parameter.dtype if parameter is not None else x.dtype
+        if t.ndim == 0 and t.device.type == "cpu":  # as a number: a GPU does not wait for it
+            t = torch.full((len(x),), t.item(), device=x.device, dtype=dtype)
         t = t.to(device=x.device, dtype=dtype).expand(len(x))
         r = None
         if self.parameterisation.second_time:

@@ -19,26 +19,24 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def _wide_product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a * b. The int64 product wraps, but its bits are those of the
-    unsigned product."""
-    product = b * a
-    return (product >> 32) & MASK, product & MASK
-
-
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
 ) -> tuple[Tensor, ...]:
     """Ten rounds of Philox4x32. Counters are int64 tensors of values below 2**32; so are the four
     results."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
+    # The two halves of a round are alike: they are one tensor each way, which takes half as many
+    # operations, and that is what a GPU waits for.
+    even, odd = torch.stack((counter[0], counter[2])), torch.stack((counter[1], counter[3]))
+    column = (2, *[1] * counter[0].ndim)
+    keys, weyl, multipliers = (
+        torch.tensor(pair, device=even.device).view(column) for pair in (key, WEYL, MULTIPLIERS)
+    )
     for _ in range(10):
-        high0, low0 = _wide_product(MULTIPLIERS[0], c0)
-        high1, low1 = _wide_product(MULTIPLIERS[1], c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
-    return c0, c1, c2, c3
+        # An int64 product wraps, but its bits are those of the unsigned product.
+        product = (even * multipliers).flip(0)
+        even, odd = ((product >> 32) & MASK) ^ odd ^ keys, product & MASK
+        keys = (keys + weyl) & MASK
+    return even[0], odd[0], even[1], odd[1]
 
 
 class Noise:

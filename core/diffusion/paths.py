@@ -28,9 +28,11 @@ class Coefficients(NamedTuple):
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
     """A coefficient [] or [B], in x's dtype and on its device, shaped to multiply x [B, ...]: the
-    one place that broadcasts."""
-    c = c.to(device=x.device, dtype=x.dtype)
-    return c if c.ndim == 0 else c.view(-1, *[1] * (x.ndim - 1))
+    one place that broadcasts. A [] on the processor stays there: it meets x as a number does, and a
+    GPU does not wait for it."""
+    if c.ndim == 0 and c.device.type == "cpu":
+        return c.to(x.dtype)
+    return c.to(device=x.device, dtype=x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
 class Path(ABC):
