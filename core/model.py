@@ -161,7 +161,7 @@ class Model(nn.Module):
         if not hasattr(self.network, "encode"):
             raise UserError(
                 f"network '{self.spec.network.name}' does not show what its encoder sees, which a "
-                "critic on its features needs: take a U-Net of this repository, or switch that "
+                "critic on its features needs: take a U-Net or DiT of this repository, or switch that "
                 "critic off"
             )
 

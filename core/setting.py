@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from core.config import Strict
 
@@ -13,6 +13,15 @@ THRESHOLD_NAMES: tuple[str, ...] = get_args(Threshold)
 MOST_STEPS = 1_000_000
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 GuidanceScale = Annotated[float, Field(ge=-1000, le=1000)]
+
+
+def _increasing(guidance: tuple[float, float]) -> tuple[float, float]:
+    if not guidance[0] < guidance[1]:
+        raise ValueError(f"{list(guidance)}: the first weight must be smaller than the second")
+    return guidance
+
+
+GuidanceRange = Annotated[tuple[GuidanceScale, GuidanceScale], AfterValidator(_increasing)]
 Option = Annotated[float, Field(ge=-1000, le=1000)]
 
 

@@ -10,7 +10,6 @@ from core.data import Batch, ImageSource
 from core.diffusion.losses import Weighting, loss_weight
 from core.errors import UserError
 from core.model import Model
-from core.networks.unet import UNetConfig
 from core.sampling.denoisers import check_guidance
 from core.setting import GuidanceScale
 from core.training.method import (
@@ -105,9 +104,9 @@ class GuidedDistillation(Method):
 def told_of_guidance(teacher: Model, config: GuidedDistillationConfig) -> Model:
     """A trainable copy of the teacher, in a network that is told the weight of guidance."""
     shape = teacher.spec.network
-    if not isinstance(shape, UNetConfig):
+    if "guidance" not in type(shape).model_fields:
         raise UserError(
-            f"network {shape.name} cannot be told the weight of guidance: only unet can"
+            f"network {shape.name} cannot be told the weight of guidance: only unet and dit can"
         )
     shape = shape.model_copy(
         update={"guidance": (config.low, config.high), "dropout": config.dropout}

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Tag
 from core.networks.affine import AffineConfig
 from core.networks.convolutional import AutoencoderConfig, GeneratorConfig
 from core.networks.diffusers import DiffusersConfig
+from core.networks.dit import DiTConfig
 from core.networks.mlp import MLPConfig
 from core.networks.unet import UNetConfig
 
@@ -22,6 +23,7 @@ def _name_of(value: Any) -> Any:
 
 NetworkConfig = Annotated[
     Annotated[UNetConfig, Tag("unet")]
+    | Annotated[DiTConfig, Tag("dit")]
     | Annotated[MLPConfig, Tag("mlp")]
     | Annotated[GeneratorConfig, Tag("generator")]
     | Annotated[AutoencoderConfig, Tag("autoencoder")]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.networks.base import NetworkBase
-from core.networks.unet import embedded_label, embedder, sinusoidal_embedding, zeroed
+from core.networks.embeddings import Embedded, zeroed
 
 
 class MLPConfig(NetworkBase):
@@ -55,45 +54,26 @@ class _Block(nn.Module):
         return h + self.second(F.silu(inner))
 
 
-class MLP(nn.Module):
+class MLP(Embedded):
     """`net(x, t, r, label) -> F`: residual blocks on all numbers of x, steered by the embedded times
     and label, as the blocks of the U-Net are. Every operation supports forward-mode
     differentiation. The output starts at zero."""
 
     def __init__(self, config: MLPConfig, size: int, num_classes: int):
-        super().__init__()
         width = config.width
-        self.width, self.time_scale, self.num_classes = width, config.time_scale, num_classes
-        self.time = embedder(width, width)
-        self.second_time = embedder(width, width, from_zero=True) if config.second_time else None
-        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
+        super().__init__(
+            width, width, num_classes, config.second_time, time_scale=config.time_scale
+        )
         self.stem = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(config.blocks))
         self.head = zeroed(nn.Linear(width, size))
-
-    def _embedded(self, layers: nn.Module, t: Tensor, dtype: torch.dtype) -> Tensor:
-        return layers(sinusoidal_embedding(t, self.width, self.time_scale).to(dtype))
 
     def forward(
         self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
     ) -> Tensor:
         """x [B, C, H, W], t [B] in [0, 1], r [B] or None, label [B] (int64) or None for the null
         label -> [B, C, H, W]."""
-        if (r is not None) != (self.second_time is not None):
-            raise ValueError(
-                "r must be given exactly when the network was built with second_time=True"
-            )
-        embedding = self._embedded(self.time, t, x.dtype)
-        if r is not None:
-            embedding = embedding + self._embedded(self.second_time, r, x.dtype)
-        if self.label is not None:
-            embedding = embedding + embedded_label(self.label, label, x)
-        elif label is not None:
-            raise ValueError(
-                "this network is unconditional: it was built with num_classes=0, so label must be "
-                "None"
-            )
-        embedding, h = F.silu(embedding), self.stem(x.flatten(1))
+        embedding, h = F.silu(self.embedded(x, t, r, label)), self.stem(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)
         return self.head(F.silu(h)).view_as(x)

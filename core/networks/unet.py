@@ -3,14 +3,11 @@
 Residual blocks with adaptive group norm (Dhariwal and Nichol 2021, eq. 8), self-attention at chosen
 levels, sinusoidal time embedding (Ho et al. 2020, app. B), and optionally pixel-unshuffle at the
 door, so that a 28x28 image is worked on as 14x14 patches of 2x2. In float32 every operation of
-the bare network has a rule for forward-mode differentiation, and under autocast not all have;
-attention is written as two matrix products because PyTorch's fused kernels have none (and are
-slower on a processor at these lengths).
+the bare network has a rule for forward-mode differentiation, and under autocast not all have.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -19,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.errors import UserError
+from core.networks.attention import attend
 from core.networks.base import NetworkBase
-from core.setting import GuidanceScale
-
-GUIDANCE_SCALE = 4.0  # radians of the fastest wave per unit of the weight: it acts smoothly
+from core.networks.embeddings import Embedded, zeroed
+from core.setting import GuidanceRange
 
 
 class UNetConfig(NetworkBase):
@@ -52,15 +49,8 @@ class UNetConfig(NetworkBase):
     """embed the labels of data that has any"""
     time_scale: float = Field(default=1000.0, gt=0, le=1e6)
     """what times are multiplied by before they are embedded; the derivative in t grows with it"""
-    guidance: tuple[GuidanceScale, GuidanceScale] | None = None
+    guidance: GuidanceRange | None = None
     """range of the weights of guidance that it is told; null: it is told none"""
-
-    @field_validator("guidance")
-    @classmethod
-    def _range(cls, guidance: tuple[float, float] | None) -> tuple[float, float] | None:
-        if guidance is not None and not guidance[0] < guidance[1]:
-            raise ValueError(f"{list(guidance)}: the first weight must be smaller than the second")
-        return guidance
 
     @field_validator("widths")
     @classmethod
@@ -87,43 +77,12 @@ class UNetConfig(NetworkBase):
         )
 
 
-def sinusoidal_embedding(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
-    """Embeds times t [B] in [0, 1] as [B, width]. At scale 1000 they are DDPM's integer steps."""
-    half = width // 2
-    t = t.to(torch.promote_types(t.dtype, torch.float32))
-    frequency = torch.exp(
-        -math.log(10_000.0) / half * torch.arange(half, device=t.device, dtype=t.dtype)
-    )
-    phase = scale * t[:, None] * frequency
-    return torch.cat([phase.cos(), phase.sin()], dim=1)  # [B, width]
-
-
 def group_norm(channels: int) -> nn.GroupNorm:
     """At most 32 groups of at least 4 channels, as is usual."""
     groups = min(32, channels // 4)
     while channels % groups:
         groups -= 1
     return nn.GroupNorm(groups, channels, eps=1e-5)
-
-
-def zeroed(module: nn.Module) -> nn.Module:
-    """Zero-initialised, so that a residual branch starts as the identity."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
-
-
-def embedder(inputs: int, outputs: int, from_zero: bool = False) -> nn.Sequential:
-    """Two layers behind a sinusoidal embedding; from_zero: their output starts at 0."""
-    first, last = nn.Linear(inputs, outputs), nn.Linear(outputs, outputs)
-    return nn.Sequential(first, nn.SiLU(), zeroed(last) if from_zero else last)
-
-
-def embedded_label(table: nn.Embedding, label: Tensor | None, x: Tensor) -> Tensor:
-    """[B, E] of label [B], whose last number is the null label; None: that for each of x [B, ...]."""
-    if label is None:
-        label = torch.full((len(x),), table.num_embeddings - 1, device=x.device)
-    return table(label)
 
 
 class ResidualBlock(nn.Module):
@@ -163,8 +122,7 @@ class SelfAttention(nn.Module):
         q, k, v = (
             self.qkv(h).view(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         )  # [B, heads, HW, d]
-        weights = (q @ k.transpose(-2, -1) * (C // self.heads) ** -0.5).softmax(dim=-1)
-        h = (weights @ v).transpose(1, 2).reshape(B, H * W, C)
+        h = attend(q, k, v).transpose(1, 2).reshape(B, H * W, C)
         return x + self.out(h).transpose(1, 2).reshape(B, C, H, W)
 
 
@@ -197,7 +155,7 @@ class Encoded(NamedTuple):
     embedding: Tensor
 
 
-class UNet(nn.Module):
+class UNet(Embedded):
     """`net(x, t, r, label) -> F`, the raw output; what F means is the Model's business.
 
     Args:
@@ -234,7 +192,6 @@ class UNet(nn.Module):
         time_scale: float = 1000.0,
         guidance: bool = False,
     ):
-        super().__init__()
         stride = patch * 2 ** (len(widths) - 1)
         if side % stride:
             raise UserError(
@@ -252,13 +209,10 @@ class UNet(nn.Module):
                     f"network.head_width={head_width} does not divide the {widths[level]} channels "
                     f"of level {level}, which network.attention names"
                 )
-        self.channels, self.side, self.patch, self.num_classes = channels, side, patch, num_classes
-        self.width, self.time_scale, self.middle_width = widths[0], time_scale, widths[-1]
         embedding = 4 * widths[0]
-        self.time = embedder(widths[0], embedding)
-        self.second_time = embedder(widths[0], embedding, from_zero=True) if second_time else None
-        self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
-        self.guidance = embedder(widths[0], embedding, from_zero=True) if guidance else None
+        super().__init__(widths[0], embedding, num_classes, second_time, guidance, time_scale)
+        self.channels, self.side, self.patch = channels, side, patch
+        self.middle_width = widths[-1]
 
         def stage(inputs: int, outputs: int, level: int) -> Stage:
             return Stage(inputs, outputs, embedding, dropout, level in attention, head_width)
@@ -316,29 +270,7 @@ class UNet(nn.Module):
         guidance: Tensor | None = None,
     ) -> Encoded:
         """The way down and the middle."""
-        embedding = self.time(sinusoidal_embedding(t, self.width, self.time_scale).to(x.dtype))
-        if (r is not None) != (self.second_time is not None):
-            raise ValueError(
-                "r must be given exactly when the network was built with second_time=True"
-            )
-        if r is not None:
-            embedding = embedding + self.second_time(
-                sinusoidal_embedding(r, self.width, self.time_scale).to(x.dtype)
-            )
-        if self.label is not None:
-            embedding = embedding + embedded_label(self.label, label, x)
-        elif label is not None:
-            raise ValueError(
-                "this network is unconditional: it was built with num_classes=0, so label must be None"
-            )
-        if self.guidance is not None:
-            given = torch.ones_like(t) if guidance is None else guidance.to(t.dtype)
-            waves = sinusoidal_embedding(given, self.width, GUIDANCE_SCALE).to(x.dtype)
-            embedding = embedding + self.guidance(waves)
-        elif guidance is not None:
-            raise ValueError("this network was built without guidance=True")
-        embedding = F.silu(embedding)
-
+        embedding = F.silu(self.embedded(x, t, r, label, guidance))
         h = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         skips, down = [h], iter(self.down)
         for level in range(len(self.shrink) + 1):

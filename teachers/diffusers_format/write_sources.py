@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 
+from core.networks import attention, embeddings
 from core.networks import unet as ours
 
 MODULE, PIPELINE = "modeling_fast_sampling", "pipeline"
@@ -20,11 +21,13 @@ def module_source() -> str:
     from teachers.diffusers_format import module
 
     parts = (
-        ours.sinusoidal_embedding,
+        embeddings.sinusoidal_embedding,
+        embeddings.zeroed,
+        embeddings.embedder,
+        embeddings.embedded_label,
+        embeddings.Embedded,
+        attention.attend,
         ours.group_norm,
-        ours.zeroed,
-        ours.embedder,
-        ours.embedded_label,
         ours.ResidualBlock,
         ours.SelfAttention,
         ours.Stage,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,14 +17,13 @@ from tests.helpers.shrunken import configs_of_methods, small_planner
 
 
 class Laboratory:
-    """The shrunken configs, and what was made of them so far."""
+    """The shrunken configs, and what was made of them so far. changes: see `small_configs`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **changes: Any):
         self.folder = folder
         # in float32, so that two processes may be compared with one
-        self.planner = small_planner(
-            folder, autocast=False, checkpoint_every=60, samples_every=10**6
-        )
+        usual = {"autocast": False, "checkpoint_every": 60, "samples_every": 10**6}
+        self.planner = small_planner(folder, **usual | changes)
         self.names = configs_of_methods(self.planner)
         self.cache = str(folder / "cache")
 

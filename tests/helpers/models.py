@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from core.diffusion.paths import Path
 from core.diffusion.tables import BetaTable
 from core.model import Model, ModelSpec
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def awake(net: Network, seed: int = 0) -> Network:
+    """In float64, with nothing left of the zeros it starts with."""
+    torch.manual_seed(seed)
+    net = net.double().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net
 
 
 def model_of(

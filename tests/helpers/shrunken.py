@@ -42,7 +42,8 @@ def shrunken(values: Any, key: str = "") -> Any:
 
 def small_configs(folder: Path, dataset: str = "digits", **changes: Any) -> dict[str, Config]:
     """The configs of a data set, shrunken, as files in folder/configs/DATASET; what they make goes
-    to folder/runs. changes: values of keys, wherever they are."""
+    to folder/runs. changes: values of keys, wherever they are, or functions of those that are
+    there."""
     configs = read_configs(dataset, str(folder / "runs"))
     place = folder / "configs" / dataset
     place.mkdir(parents=True)
@@ -58,7 +59,11 @@ def small_configs(folder: Path, dataset: str = "digits", **changes: Any) -> dict
 def _changed(values: Any, changes: dict) -> Any:
     if not isinstance(values, dict):
         return values
-    return {k: changes[k] if k in changes else _changed(v, changes) for k, v in values.items()}
+    changed = {k: _changed(v, changes) for k, v in values.items() if k not in changes}
+    for key in values.keys() & changes.keys():
+        new = changes[key]
+        changed[key] = new(values[key]) if callable(new) else new
+    return changed
 
 
 def small_planner(folder: Path, **changes: Any) -> Planner:

@@ -149,7 +149,7 @@ def test_teachers_that_cannot_be_guided_are_refused():
     ):
         with pytest.raises(UserError, match=words):
             method_of(teacher_of(**changes))
-    with pytest.raises(UserError, match="only unet can"):
+    with pytest.raises(UserError, match="only unet and dit can"):
         other = {"name": "generator", "widths": [8], "blocks": 1, "latent": 4}
         method_of(teacher_of(network=lab_network(other)))
 

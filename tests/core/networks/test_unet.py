@@ -8,16 +8,7 @@ from torch import nn
 
 from core.errors import UserError
 from core.networks.unet import ResidualBlock, SelfAttention, UNet
-
-
-def awake(net: UNet, seed: int = 0) -> UNet:
-    """In float64, with nothing left of the zeros it starts with."""
-    torch.manual_seed(seed)
-    net = net.double().eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return net
+from tests.helpers.models import awake
 
 
 def _small(**options) -> UNet:
