@@ -103,21 +103,30 @@ class ImageSource:
     def __init__(self, data: ImageData, seed: int):
         self.data, self.order = data, EpochOrder(len(data), seed)
         self.codec = CODECS[data.codec]
+        self._moved: tuple[torch.device, Tensor, Tensor] | None = None
 
     @property
     def sha256(self) -> str:
         return self.data.sha256
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images as they are stored and labels, moved to a device once: batches are but indices."""
+        if self._moved is None or self._moved[0] != device:
+            self._moved = device, self.data.images.to(device), self.data.labels.to(device)
+        return self._moved[1:]
 
     def draw(self, positions: Tensor, device: torch.device) -> Batch:
         """The samples at these positions of the training stream (int64 [B], counted in images
         seen)."""
         index = self.order(positions)
         rng = Noise(self.order.seed, positions.to(device))
-        images = self.data.images[index].to(device, non_blocking=True)
+        stored, labels = self._on(device)
+        index = index.to(device)
+        images = stored[index]
         if self.data.flip:
             mirrored = (rng.uniform("flip") < 0.5).view(-1, 1, 1, 1)
             images = torch.where(mirrored, images.flip(-1), images)
         label = None
         if self.data.num_classes:
-            label = self.data.labels[index].to(device, non_blocking=True)
+            label = labels[index]
         return Batch(self.codec.encode(images), Condition(label=label), rng)

@@ -163,9 +163,12 @@ class Role:
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(yes and name not in self.frozen)
 
-    def step(self, stage_images: int, fraction: float) -> Tensor:
+    def step(
+        self, stage_images: int, fraction: float, values: Tensor | None = None
+    ) -> Tensor | None:
         """One step of the optimiser on the gradients that are there; returns their norm before
-        clipping. Nothing is changed if the norm is not finite."""
+        clipping. Nothing is changed, and None returned, if the norm or one of the `values` that
+        were differentiated is not finite: the one time that a step waits for a GPU."""
         self.rate = learning_rate(self.settings, stage_images, fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
@@ -173,12 +176,15 @@ class Role:
             average_gradients(self.network)
         limit = self.settings.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        if bool(torch.isfinite(norm)):
+        finite = torch.isfinite(norm)
+        if values is not None:
+            finite = finite & torch.isfinite(values).all()
+        if stepped := bool(finite):
             self.optimizer.step()
             for average in self.averages.values():
                 average.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm.detach()
+        return norm.detach() if stepped else None
 
     def state(self) -> dict:
         """What a resumed run needs besides weights."""

@@ -294,6 +294,7 @@ class Trainer:
             other.learns(other is role)
         role.network.train()
         losses: list[Loss] = []
+        batches: list[Batch] = []
         for k in range(accumulate):
             first = self.images + (k * a.num_processes + a.process_index) * self.micro
             batch = self.method.source.draw(torch.arange(first, first + self.micro), a.device)
@@ -303,13 +304,16 @@ class Trainer:
                 loss = self.method.loss(name, batch, progress)
                 a.backward(loss.per_sample.mean() / accumulate)
             losses.append(loss)
-            if not bool(torch.isfinite(loss.per_sample).all()):
-                self._diverged(f"loss{whose}", batch, loss)
-        norm = role.step(self.stage_images, progress.fraction)
-        if not bool(torch.isfinite(norm)):
+            batches.append(batch)
+        values = torch.cat([one.per_sample.detach() for one in losses])
+        norm = role.step(self.stage_images, progress.fraction, values)
+        if norm is None:
+            for batch, loss in zip(batches, losses, strict=True):
+                if not torch.isfinite(loss.per_sample).all():
+                    self._diverged(f"loss{whose}", batch, loss)
             self._diverged(f"gradient{whose}", batch, loss)
         return {
-            "loss": torch.cat([one.per_sample.detach() for one in losses]),
+            "loss": values,
             "t": torch.cat([one.t.detach() for one in losses]),
             "grad_norm": norm,
         }
