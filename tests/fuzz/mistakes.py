@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from core.errors import _words
+from tests.helpers import inputs
 
 PATIENCE = 60  # seconds that one input may take, on a machine that others use too
 MEMORY = 2 * 10**9  # bytes
@@ -138,5 +139,7 @@ def works_or_one_line(act: Callable[[], Any]) -> bool:
         if line is None:
             raise
         assert line and len(line.splitlines()) == 1 and line.isprintable() and len(line) < 2000
+        inputs.note(worked=False)
         return False
+    inputs.note(worked=True)
     return True
