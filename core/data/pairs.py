@@ -91,7 +91,7 @@ class PairSource:
 
     def _read(self, name: str) -> dict[str, Tensor]:
         file = self.folder / name
-        mend = "delete it and its line in pairs.json, then run scripts.pairs again"
+        mend = "run scripts.pairs again, which makes it again"
         if not file.is_file():
             raise UserError(f"pair shard {file} is missing: {mend}")
         if sha256_of(file) != self.manifest.shards[name]:
