@@ -14,7 +14,7 @@ from core.condition import Condition
 from core.counting import count_evals
 from core.data.pairs import Manifest, PairRecipe, read_manifest, shard_name, write_manifest
 from core.errors import UserError
-from core.files import sha256_of, whole_file
+from core.files import check_place, sha256_of, whole_file
 from core.locks import only_one
 from core.noise import Noise
 from core.runs import Run
@@ -69,6 +69,7 @@ def generate_pairs(
         num_classes=classes,
     )
     grid_of(setting, run.model)  # refused before anything is written
+    check_place(folder, folder=True)
     busy = f"another process makes pairs in {folder}: wait for it, or give another out="
     with only_one(folder, busy):
         manifest = _begun(folder, recipe)

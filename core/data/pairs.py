@@ -12,9 +12,10 @@ from core.condition import Condition
 from core.config import Strict, parse
 from core.data.dataset import Batch, EpochOrder
 from core.errors import UserError
-from core.files import load_tensors, read_json, sha256_of, write_text
+from core.files import read_json, sha256_of, write_text
 from core.model import ModelSpec
 from core.noise import Noise
+from core.tensors import load_tensors
 
 
 class PairRecipe(Strict):

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.errors import UserError
-from core.files import load_tensors, read_text, sha256_of
+from core.files import read_text, sha256_of
+from core.tensors import load_tensors
 
 STEM = "diffusion_pytorch_model"
 _WHOLE = re.compile(rf"{STEM}(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")

@@ -14,6 +14,7 @@ import yaml
 
 from core.errors import UserError, command_line, nearest, one_line
 from tests.helpers.command_lines import ROOT, refused, run_process, run_script, small_disk, tree
+from tests.helpers.study import write_study
 from tests.helpers.tiny import tiny_config, train_tiny
 
 DIGITS = ROOT / "results" / "digits" / "curves.jsonl"
@@ -30,8 +31,10 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture
 def commands(run, tmp_path):
     """Command lines that write to a place."""
-    config = tmp_path / "c.yaml"
+    config, pairs = tmp_path / "c.yaml", tmp_path / "p.yaml"
     config.write_text(yaml.safe_dump(tiny_config("unused", images=64)))
+    pairs.write_text(yaml.safe_dump({"run": str(run), "out": "unused", "count": 64, "steps": 1}))
+    study = write_study(tmp_path / "of_study", images=64)
     sample = ("sample", run, "--steps", "1", "--count", "2")
     measure = ("evaluate", "--run", run, "--steps", "1", "--n", "8", "--extractor", "digits-cnn")
     return lambda place: {
@@ -42,6 +45,10 @@ def commands(run, tmp_path):
         "evaluate": (*measure, "--out", place / "x.jsonl", f"cache={tmp_path / 'cache'}"),
         "plot": ("plot", DIGITS, "--out", place / "x", "--markdown", place / "x.md"),
         "report": ("report", DIGITS, "--out", place / "x.html", "--images", "0"),
+        "pairs": ("pairs", pairs, f"out={place / 'x'}", "sampler=ddim", "shard=16"),
+        "ablate": ("tests.kill.study", study, place / "x"),
+        "ablate elsewhere": ("ablate", study, f"out={place / 'x'}"),
+        "trajectories": ("trajectories", DIGITS.parent, "--out", place / "x.png"),
         "publish": ("publish", run.parent, place / "x"),
         "fetch": ("fetch_inception", "--out", place / "x.pth", "--from", config),
         "export": ("teacher", "export", run, place / "x"),
@@ -49,7 +56,21 @@ def commands(run, tmp_path):
 
 
 KINDS = ("sample", "sample into a folder", "sample a film", "train", "evaluate", "plot", "report",
-         "publish", "fetch", "export")  # fmt: skip
+         "pairs", "ablate", "ablate elsewhere", "trajectories", "publish", "fetch", "export")  # fmt: skip
+# What is worked out before anything is written
+WORK = {
+    "sample": "core.sampling.sample.sample",
+    "sample into a folder": "core.sampling.sample.sample",
+    "sample a film": "core.sampling.sample.sample",
+    "train": "core.training.trainer.Trainer._step",
+    "evaluate": "eval.sweep.points.PointSampler._batch",
+    "plot": "eval.curves.plots.plot_all",
+    "report": "eval.report.document.render",
+    "pairs": "core.pairs.sample",
+    "ablate": "core.training.trainer.Trainer._step",
+    "ablate elsewhere": "core.training.trainer.Trainer._step",
+    "trajectories": "eval.report.paths._chosen",
+}
 
 
 def _last_line(code: int, errors: str) -> str:
@@ -61,7 +82,14 @@ def _last_line(code: int, errors: str) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("below", ["a file", "/proc"])
-def test_places_that_cannot_be_written(kind, below, commands, tmp_path, run):
+def test_places_that_cannot_be_written(kind, below, commands, tmp_path, run, monkeypatch):
+    """They are tried before the work."""
+
+    def worked(*_, **__):
+        raise AssertionError("the work was begun")
+
+    if kind in WORK:
+        monkeypatch.setattr(WORK[kind], worked)
     (tmp_path / "file").write_text("kept")
     place = tmp_path / "file" if below == "a file" else Path("/proc/nothing")
     if kind == "publish":
