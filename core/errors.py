@@ -53,7 +53,7 @@ def nearest(name: str, known) -> str:
 ALLOCATOR = ("not enough memory", "can't allocate memory")  # PyTorch's own, on a processor
 
 
-def _words(error: Exception) -> str | None:
+def in_words(error: Exception) -> str | None:
     """The line for what is no fault of the program: the user's input, the machine's memory, or a
     place that cannot be read or written. None for anything else."""
     if isinstance(error, UserError):
@@ -103,7 +103,7 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             sys.exit(130)
         except Exception as error:
-            if (words := _words(error)) is None:
+            if (words := in_words(error)) is None:
                 raise
             print(f"error: {words}", file=sys.stderr)
             sys.exit(2)

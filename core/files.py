@@ -161,6 +161,29 @@ def check_place(path: str | Path, folder: bool = False) -> None:
             file.flush()
 
 
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a text file, on disk when this returns. Where that fails the file is as it was.
+
+    Raises:
+        UserError: `path` is no regular file, or cannot be written.
+    """
+    left, place = line.encode() + b"\n", _place(path, folder=False)
+    with _named(path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        size = os.fstat(file).st_size
+        try:
+            while left:
+                left = left[os.write(file, left) :]
+            os.fsync(file)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(file, size)
+            raise
+        finally:
+            os.close(file)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file in UTF-8."""
     with whole_file(path) as partial:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from core.errors import UserError
-from core.files import check_place, whole_file, whole_folder, write_text
+from core.files import append_line, check_place, whole_file, whole_folder, write_text
 from core.tensors import open_tensors, write_tensors
 from tests.helpers.command_lines import ROOT, small_disk, tree
 
@@ -175,6 +175,28 @@ def test_a_place_is_tried_and_left_as_it_was(tmp_path):
                 file.write(bytes(512))
         with pytest.raises(UserError, match=f"{disk}/a could not be written: No space left"):
             check_place(disk / "a")
+
+
+def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path):
+    """Written as far as the disk goes, and taken back; what fits is appended to what is there."""
+    with small_disk(tmp_path / "disk") as disk:
+        file = disk / "a.jsonl"
+        with suppress(UserError):
+            while True:
+                append_line(file, "x" * 3000)
+        lines = file.read_bytes().splitlines(keepends=True)
+        assert len(lines) > 10 and set(lines) == {b"x" * 3000 + b"\n"}
+        with pytest.raises(UserError, match=f"{file} could not be written: No space left"):
+            append_line(file, "y" * 5000)
+        assert file.read_bytes().splitlines(keepends=True) == lines
+        (disk / "link").symlink_to(file)
+        append_line(disk / "link", "é")
+        assert file.read_text(encoding="utf-8").splitlines()[-1] == "é"
+    append_line(tmp_path / "new" / "b", "")
+    assert (tmp_path / "new" / "b").read_bytes() == b"\n"
+    for name in ("/dev/null", "/dev/full", tmp_path):
+        with pytest.raises(UserError, match=f"{name} exists and is no file"):
+            append_line(Path(name), "lost")
 
 
 def test_another_place_in_the_block_keeps_its_name(tmp_path):
