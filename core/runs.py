@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -13,9 +11,8 @@ import torch
 
 from core.data import DataConfig
 from core.errors import UserError, nearest
-from core.files import sha256_of
 from core.model import Model, ModelSpec
-from core.training.checkpoints import check_file, latest_checkpoint
+from core.training.checkpoints import check_file, read_newest
 from core.training.origin import RunOrigin, read_origin, read_price
 from core.weights import load_weights, read_spec
 
@@ -26,8 +23,9 @@ class Run:
 
     ema: which weights these are: "raw", "average", what another format says, or the configured
     half-life, where a run of an earlier version does not know the true one; ema_half_life: images
-    that make up half of the average. train_*: the price and the seed of training, None like `data`
-    where a model that was trained elsewhere does not say.
+    that make up half of the average. weights_sha256: of the file that was read, or of its shards'
+    hashes, since a training that goes on replaces the file. train_*: the price and the seed of
+    training, None like `data` where a model that was trained elsewhere does not say.
     """
 
     folder: Path
@@ -39,12 +37,12 @@ class Run:
     ema: str
     config_sha256: str
     weights_file: Path
+    weights_sha256: str
     train_images: int | None
     train_evals: float | None
     train_seconds: float | None
     train_seed: int | None = None
     ema_half_life: float | None = None
-    more_weights: tuple[Path, ...] = ()  # the other files, where they are in shards
     critic_features: tuple[str, ...] = ()  # what critics saw that it was trained by
 
     @property
@@ -55,12 +53,6 @@ class Run:
     def weights(self) -> str:
         """Which weights these are, in words."""
         return weights_in_words(self.ema, self.ema_half_life)
-
-    @cached_property
-    def weights_sha256(self) -> str:
-        files = (self.weights_file, *self.more_weights)
-        hashes = [sha256_of(file) for file in files]
-        return hashes[0] if len(files) == 1 else sha256("".join(hashes).encode()).hexdigest()
 
 
 def weights_in_words(ema: str, half_life: float | None) -> str:
@@ -129,18 +121,14 @@ def load_run(
             f"{folder} is not a run: it has no config.yaml{hint}; train it first (python -m scripts.train --help)"
         )
     origin = read_origin(folder)
-    checkpoint = latest_checkpoint(folder, steps)
-    while checkpoint is not None:
-        try:
-            return _read_run(folder, origin, checkpoint, weights, device)
-        except (OSError, UserError):
-            newer = latest_checkpoint(folder, steps)
-            if newer == checkpoint:
-                raise
-            checkpoint = newer  # its training has replaced it in the meantime
-    raise UserError(
-        f"{folder} has no checkpoint yet: its training has not got that far, run it again"
+    run = read_newest(
+        folder, lambda found: _read_run(folder, origin, found, weights, device), steps
     )
+    if run is None:
+        raise UserError(
+            f"{folder} has no checkpoint yet: its training has not got that far, run it again"
+        )
+    return run
 
 
 def _read_run(
@@ -151,7 +139,7 @@ def _read_run(
     configured = f"half-life {origin.ema.half_life:g} images"
     average = configured if half_life is None else "average"
     file = checkpoint / f"{weights}.safetensors"
-    check_file(file)
+    digest = check_file(file)
     model = read_spec(file).build()
     load_weights(model.network, file)
     model = model.to(device).eval().requires_grad_(False)
@@ -165,6 +153,7 @@ def _read_run(
         ema=average if weights == "ema" else "raw",
         config_sha256=price.config_sha256,
         weights_file=file,
+        weights_sha256=digest,
         train_images=price.images,
         train_evals=price.evals,
         train_seconds=price.seconds,

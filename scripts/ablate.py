@@ -25,7 +25,7 @@ from pathlib import Path
 
 from core.config import apply_overrides
 from core.errors import UserError, command_line
-from core.files import write_text
+from core.files import check_place, write_text
 from eval.ablation.cells import Note, Trial, is_open, make_cells, read_note, trials_of
 from eval.ablation.config import base_run, read_study
 from eval.ablation.plots import plot_axes
@@ -149,10 +149,12 @@ def main() -> None:
     print(plan_words(planned.study, planned.steps, planned.runs), flush=True)
     if a.dry_run:
         return
+    check_place(planned.out, folder=True)
     # wandb groups the runs of a study where log.wandb asks for it
     os.environ.setdefault("WANDB_RUN_GROUP", planned.study.name)
     study = planned.study
     if not a.table:
+        check_place(planned.runs / "ablations", folder=True)
         study = run_study(planned, _runner(a, planned.out), a.retry)
     write_results(study, planned.out)
     print((planned.out / "table.md").read_text(encoding="utf-8"))

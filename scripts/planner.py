@@ -208,7 +208,9 @@ def _is_weights_alone(folder: Path) -> bool:
     from core.training.checkpoints import latest_checkpoint
 
     checkpoint = latest_checkpoint(folder)
-    return checkpoint is not None and not (checkpoint / "state.pt").exists()
+    if checkpoint is None or (checkpoint / "state.pt").exists():
+        return False
+    return latest_checkpoint(folder) == checkpoint  # else its training has replaced it just now
 
 
 def _processes() -> int:

@@ -14,9 +14,9 @@ from core.config import Strict
 from core.data import Batch, DataConfig, ImageData, ImageSource
 from core.data.pairs import PairSource
 from core.diffusion.parameterisations import Prediction
-from core.files import tensors_sha256
 from core.model import Model, ModelConfig, ModelSpec
 from core.runs import Load
+from core.tensors import tensors_sha256
 from core.training.roles import Role
 
 

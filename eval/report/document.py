@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from core.errors import UserError
-from core.files import sha256_of, write_text
+from core.files import check_place, sha256_of, write_text
 from core.pictures import read_samples
 from core.runs import Load
 from eval.curves.series import (
@@ -164,7 +164,9 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load
     Raises:
         UserError: no curves there, or nothing measured in them, or `runs` holds none of the runs.
     """
-    rows = read_measured(curves)
+    sha256 = None
+    while sha256 != (now := sha256_of(curves)):  # a sweep may append to it in the meantime
+        rows, sha256 = read_measured(curves), now
     names = list(dict.fromkeys(row.run for row in measured(rows)))
     if runs is not None and not any(run_folder(runs, name) for name in names):
         raise UserError(
@@ -179,7 +181,7 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load
     data = row_data(rows)
     return {
         "dataset": one_line(rows[0].dataset),
-        "source": {"file": curves.name, "sha256": sha256_of(curves)},
+        "source": {"file": curves.name, "sha256": sha256},
         "rows": data,
         "groups": group_data(rows, data),
         "series": series_data(rows),
@@ -251,6 +253,7 @@ def write_report(
     images: int = 4,
 ) -> Path:
     """Writes the report of `curves` to `out` and returns `out`."""
+    check_place(out)
     text = render(collect(curves, runs, steps or [1, 4, 16], images, load))
     write_text(out, text)
     return out

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from core.data import ImageData
 from core.errors import UserError
+from core.files import check_place
 from core.noise import Noise
 from core.pictures import PLANE, centres
 from core.runs import Load, Run
@@ -87,6 +88,7 @@ def plot_paths(rows: list[Row], runs: Path, path: Path, load: Load) -> list[Path
     Args:
         runs: the folder of the runs; those that are not there are left out, with a warning.
     """
+    check_place(path)
     chosen, models, data = [], [], {}
     for row in _chosen(measured(rows)):
         try:
