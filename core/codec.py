@@ -10,9 +10,11 @@ from torch import Tensor
 
 class Codec(Protocol):
     """From stored samples [B, C, S, S], images in uint8 or points in float32, to the network's float
-    tensors and back. stored: their type."""
+    tensors and back. stored: their type; spacing: the distance of neighbouring stored values as the
+    network sees them, None where values are continuous."""
 
     stored: torch.dtype
+    spacing: float | None
 
     def shape(self, channels: int, side: int) -> tuple[int, ...]:
         """The shape of one sample as the network sees it, for images [channels, side, side]."""
@@ -26,6 +28,7 @@ class Pixels:
     """The network sees the pixels: uint8 [0, 255] as float32 [-1, 1]."""
 
     stored = torch.uint8
+    spacing = 1 / 127.5
 
     def shape(self, channels: int, side: int) -> tuple[int, ...]:
         return (channels, side, side)
@@ -42,6 +45,7 @@ class Identity:
     """The network sees points as they are: float32 [B, D, 1, 1], of variance about 1."""
 
     stored = torch.float32
+    spacing = None
 
     def shape(self, channels: int, side: int) -> tuple[int, ...]:
         return (channels, side, side)
