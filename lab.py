@@ -149,6 +149,7 @@ def evaluate(
         "threshold": chosen.threshold,
         "grid": chosen.grid,
         "options": chosen.options,
+        "guidance_interval": chosen.guidance_interval,
     }
     with tempfile.TemporaryDirectory() as folder:
         values = {"out": f"{folder}/rows.jsonl", "n": n, "extractor": extractor, "floor": False}

@@ -18,7 +18,7 @@ from core.config import Strict
 from core.errors import UserError
 from core.runs import weights_in_words
 from core.sampling.solvers import OLD_NAMES
-from core.setting import GuidanceScale, Option, Setting, Steps, Threshold
+from core.setting import GuidanceInterval, GuidanceScale, Option, Setting, Steps, Threshold
 from eval.settings import normal
 
 # Distances of points of the plane (eval/metrics/points.py), which no features come between
@@ -111,6 +111,8 @@ class Row(Strict):
     configured one, which many runs did not reach"""
     critic_features: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """what the critics saw that the model was trained by; never those of `extractor`"""
+    guidance_interval: Annotated[GuidanceInterval, Field(strict=False)] | None = None
+    """the times that guidance acts at; null: all"""
 
     @model_validator(mode="before")
     @classmethod
@@ -154,6 +156,7 @@ class Row(Strict):
                 guidance_scale=1.0 if self.guidance_scale is None else self.guidance_scale,
                 threshold=self.threshold or "none",
                 options=self.options,
+                guidance_interval=self.guidance_interval,
             )
         )
 

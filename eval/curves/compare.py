@@ -17,8 +17,8 @@ from eval.text import one_line, text_table
 
 # What a selector may name
 KEYS = (
-    "method", "run", "ema", "sampler", "guidance_scale", "threshold", "grid", "config_sha256",
-    "seed", "train_seed", *Protocol._fields, "steps", "weights_sha256", "fid_error", "train_images",
+    "method", "run", "ema", "sampler", "guidance_scale", "guidance_interval", "threshold", "grid",
+    "config_sha256", "seed", "train_seed", *Protocol._fields, "steps", "weights_sha256", "fid_error", "train_images",
 )  # fmt: skip
 SIGNIFICANT = 2.0  # |z| from which a difference is more than its error, where that is well known
 

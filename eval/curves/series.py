@@ -81,8 +81,8 @@ def series_label(row: Row, among: Iterable[Row]) -> str:
         words = [method_label(r.method)]
         if not (usual and len(used) == 1 and r.method == row.method):
             words.append(_sampler(r.setting))
-        if r.setting.guidance_scale != 1.0:
-            words.append(f"guidance {r.setting.guidance_scale:g}")
+        if guidance := r.setting.guidance_words():
+            words.append(guidance)
         return words
 
     words = named(row)

@@ -16,8 +16,7 @@ from core.errors import UserError
 from core.noise import Noise
 from core.pictures import tile
 from core.runs import Load, Run
-from core.sampling.denoisers import denoiser_for
-from core.sampling.sample import sample_images
+from core.sampling.sample import denoiser_of, sample_images
 from core.sampling.solvers import Progress
 from eval.report.training import inside
 from eval.rows import Row
@@ -59,7 +58,7 @@ def forward_film(run: Run, row: Row, images: Tensor, labels: Tensor) -> Film:
     rng = Noise(row.seed, torch.arange(len(images), device=model.device))
     eps, x0 = rng.normal(run.spec.shape, "prior"), model.codec.encode(images.to(model.device))
     condition = Condition(labels.to(model.device)) if run.spec.num_classes else UNCONDITIONED
-    denoiser = denoiser_for(model, condition, setting.guidance_scale, setting.threshold)
+    denoiser = denoiser_of(model, setting, condition)
     times = [k / FORWARD for k in range(FORWARD + 1)]
     states, guesses = [], []
     for t in times:
@@ -131,7 +130,7 @@ class _Films:
         if run.weights_sha256 != row.weights_sha256:
             self.note(f"the weights in {run.folder} are not those that were measured")
         setting = row.setting
-        key = (run.weights_file, setting.guidance_scale, setting.threshold, row.seed)
+        key = (run.weights_file, setting.guidance_words(), setting.threshold, row.seed)
         if key not in self.forward:
             self.forward[key] = forward_film(run, row, images, labels)
         out, back = self.forward[key], backward_film(run, row, labels)

@@ -10,7 +10,7 @@ from core.config import Strict
 from core.data import DataConfig
 from core.processes import check_device
 from core.sampling.solvers import make_sampler
-from core.setting import GuidanceScale, Option, Setting, Steps, Threshold
+from core.setting import GuidanceInterval, GuidanceScale, Option, Setting, Steps, Threshold
 from eval.settings import normal
 
 Name = Annotated[str, Field(min_length=1)]
@@ -31,6 +31,8 @@ class Sampled(Strict):
     """null: the model's own"""
     guidance_scales: tuple[GuidanceScale, ...] | None = Field(default=None, min_length=1)
     """weights of classifier-free guidance; 1.0 is off"""
+    guidance_interval: GuidanceInterval | None = None
+    """the times that guidance acts at, both ends included; null: all"""
     threshold: Threshold | None = None
     """clipping of the guess of x0 at every step"""
     grid: str | None = None
@@ -48,6 +50,7 @@ class Sampled(Strict):
     def settings(self, own: Setting) -> list[Setting]:
         """Every setting of the entry; `own`: how the model is meant to be sampled."""
         given: dict = {"threshold": self.threshold, "grid": self.grid, "options": self.options}
+        given |= {"guidance_interval": self.guidance_interval}
         given = {key: value for key, value in given.items() if value}
         found = []
         for sampler in self.samplers or (None,):

@@ -183,6 +183,7 @@ def measurement(
         "threshold": setting.threshold,
         "grid": grid_name(setting),
         "options": setting.options,
+        "guidance_interval": setting.guidance_interval,
         "train_images": run.train_images,
         "train_evals": run.train_evals,
         "train_seconds": run.train_seconds,

@@ -23,13 +23,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = sorted((ROOT / "results").rglob("curves.jsonl"))
 LINES = [line for file in PUBLISHED for line in file.read_bytes().splitlines()]
 RENAMED = {"jump": "consistency", "sde": "euler-maruyama"}
-NEW = ("options", "sets", "resamples", "train_seed", "ema_half_life", "critic_features")
+NEW = (
+    "options", "sets", "resamples", "train_seed", "ema_half_life", "critic_features",
+    "guidance_interval",
+)  # fmt: skip
 SAMPLED = next(json.loads(line) for line in LINES if json.loads(line)["sampler"])
 
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.parent.name)
 def test_published_rows_are_written_as_they_were(file, tmp_path):
-    """Same keys in the same order, same digits; the names of two samplers and five keys at the end
+    """Same keys in the same order, same digits; the names of two samplers and the keys at the end
     are new."""
     out = tmp_path / "curves.jsonl"
     for one in read_rows(file):
@@ -69,6 +72,7 @@ def test_the_configured_half_life_of_old_rows_is_marked():
 
 def test_a_row_holds_its_setting():
     given = {"sampler": "ddim", "grid": "karras", "guidance_scale": 2.0, "threshold": "static"}
+    given |= {"guidance_interval": (0.2, 0.8)}
     one = row("ddpm", 4, 2.0, **given, options={"eta": 0.5})
     assert one.setting == Setting(**given, steps=4, options={"eta": 0.5})
     assert row("floor", None, 2.0).setting is None

@@ -27,7 +27,8 @@ function hoverText(row, group, key) {
   const error = key === "fid" && row.fid_std !== null ? ` ± ${digits(row.fid_std, row.fid)} (${row.fid_error})` : "";
   const lines = [`${escapeText(group.measures[key])} <b>${digits(row[key])}</b>${escapeText(error)}`];
   if (row.sampler !== null) {
-    const guidance = row.guidance_scale === 1 ? "" : `, guidance ${row.guidance_scale}`;
+    const within = row.guidance_interval ? ` in [${row.guidance_interval.join(", ")}]` : "";
+    const guidance = row.guidance_scale === 1 ? "" : `, guidance ${row.guidance_scale}${within}`;
     lines.push(`${plural(row.steps, "step")}, ${plural(row.nfe, "evaluation")} (NFE)${guidance}`);
   }
   lines.push(`n = ${row.n}${row.seed === null ? "" : `, seed ${row.seed}`}`);
