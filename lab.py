@@ -13,8 +13,9 @@ from core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from core.model import Model
+    from core.model import Model, ModelSpec
     from core.runs import Run
     from core.setting import Setting
     from core.training.method import Method
@@ -82,6 +83,17 @@ def load(
     from core.runs import load_run
 
     return load_run(folder, weights, device, steps, [_named(place) for place in FORMATS])
+
+
+def feature_network(name: str, spec: ModelSpec, device: torch.device | str = "cpu") -> nn.Module:
+    """The feature network of that name for samples of `spec`, as a critic on features sees it.
+
+    Raises:
+        UserError: see eval.features.networks.feature_network.
+    """
+    from eval.features.networks import feature_network as network
+
+    return network(name, spec, device)
 
 
 def sample(

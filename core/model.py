@@ -163,8 +163,8 @@ class Model(nn.Module):
         if not hasattr(self.network, "encode"):
             raise UserError(
                 f"network '{self.spec.network.name}' does not show what its encoder sees, which a "
-                "critic on its features needs: take a U-Net or DiT of this repository, or switch that "
-                "critic off"
+                "critic on its features needs: take a U-Net, DiT or perceptron of this repository, or "
+                "switch that critic off"
             )
 
     def ask(

@@ -17,7 +17,7 @@ from core.config import read_config
 from core.errors import UserError, command_line
 from core.training.config import RunConfig, parse_run_config
 from core.training.method import Context
-from lab import METHODS, load, method_class
+from lab import METHODS, feature_network, load, method_class
 from scripts.keys import keys_of
 
 
@@ -82,7 +82,7 @@ def train(config: RunConfig, cpu: bool = False) -> None:
     cls = method_class(config.method.name)
     method = cls.from_config(
         config.method,
-        Context(config.data, config.model, config.train.seed, accelerator.device, load),
+        Context(config.data, config.model, config.train.seed, accelerator.device, load, feature_network),
     )
     Trainer(config, method, accelerator).run()
     accelerator.end_training()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -18,6 +19,8 @@ from core.model import Model, ModelConfig, ModelSpec
 from core.runs import Load
 from core.tensors import tensors_sha256
 from core.training.roles import Role
+
+FeatureNetworks = Callable[[str, ModelSpec, torch.device], nn.Module]
 
 
 class MethodConfig(Strict):
@@ -58,13 +61,15 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is loaded from besides its own section. load: finds any trained model."""
+    """What a method is loaded from besides its own section. load: finds any trained model.
+    feature_network: the feature network of that name, for samples of that spec, on that device."""
 
     data: DataConfig
     model: ModelConfig | None
     seed: int
     device: torch.device
     load: Load
+    feature_network: FeatureNetworks | None = None
 
 
 class Spent(NamedTuple):
