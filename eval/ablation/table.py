@@ -18,6 +18,7 @@ from eval.ablation.effects import (
 )
 from eval.ablation.results import Figures, Study, figures_of
 from eval.ablation.verdict import listed, p_words, signed, verdicts
+from eval.curves.seeds import mean_and_error
 from eval.curves.series import protocol_label
 from eval.text import counted, markdown, markdown_table, number
 
@@ -101,8 +102,7 @@ def _mean(values: np.ndarray) -> str:
     there = values[~np.isnan(values)]
     if not len(there):
         return "-"
-    error = float(there.std(ddof=1)) / len(there) ** 0.5 if len(there) > 1 else None
-    return number(float(there.mean()), error)
+    return number(*mean_and_error(there))
 
 
 def _problems(study: Study) -> str:

@@ -204,7 +204,7 @@ def films(series: list[list[Row]], folder: Path, wanted: list[int], count: int, 
     for index, rows in enumerate(series):
         for row in chosen_rows(rows, wanted):
             try:
-                made.add(index, row)
+                made.add(index, row.members[0])
             except UserError as error:
                 made.note(str(error))
                 break

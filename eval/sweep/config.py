@@ -14,6 +14,7 @@ from core.setting import GuidanceScale, Option, Setting, Steps, Threshold
 from eval.settings import normal
 
 Name = Annotated[str, Field(min_length=1)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)]
 
 
 class Sampled(Strict):
@@ -63,10 +64,14 @@ class Sampled(Strict):
 class SweepEntry(Sampled):
     """One run, and how it is sampled."""
 
+    LATER = ("seeds",)
+
     run: Name
     """folder, or name of a published checkpoint"""
     method: Name | None = None
     """what the rows call it; null: the method named in the run's config"""
+    seeds: Seeds | None = None
+    """training seeds that are measured, as in the sweep; null: those of the sweep"""
 
 
 class Measured(Strict):
@@ -140,6 +145,8 @@ class Measured(Strict):
 class SweepConfig(Measured):
     """Which runs are measured, with what, and where the rows go."""
 
+    LATER = ("seeds",)
+
     out: Name
     """the curves file"""
     runs: str | None = None
@@ -150,3 +157,15 @@ class SweepConfig(Measured):
     checkpoints; a run that knows must have the same"""
     entries: tuple[SweepEntry, ...] = Field(min_length=1)
     """what is measured"""
+    seeds: Seeds | None = None
+    """training seeds of every entry: 0 is its run, k is RUN-seedk, sampled with `seed` plus k, so
+    that no noise is in the figures of two; null: the run alone, whatever its seed"""
+
+    @model_validator(mode="after")
+    def _seeds(self) -> SweepConfig:
+        for seeds in (self.seeds or (), *(entry.seeds or () for entry in self.entries)):
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"seeds names one twice: {', '.join(map(str, seeds))}")
+            if max(seeds, default=0) + self.seed >= 2**32:
+                raise ValueError("seeds: seed is added to each, and the sum must be below 2^32")
+        return self
