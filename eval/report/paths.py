@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.files import check_place
 from core.noise import Noise
 from core.pictures import PLANE, centres
-from core.runs import Load, Run
+from core.runs import Load, Run, weights_meant
 from core.sampling.sample import sample_images
 from core.sampling.solvers import Progress
 from core.setting import Setting
@@ -93,7 +93,7 @@ def plot_paths(rows: list[Row], runs: Path, path: Path, load: Load) -> list[Path
     chosen, models, data = [], [], {}
     for row in _chosen(rows):
         try:
-            run = load(runs / row.run, "raw" if row.ema == "raw" else "ema", "cpu", row.steps)
+            run = load(runs / row.run, weights_meant(row.ema), "cpu", row.steps)
             if run.data is None:
                 raise UserError(f"{run.folder} does not say what it was trained on")
             if run.data.name not in data:

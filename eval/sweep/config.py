@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from core.config import Strict
 from core.data import DataConfig
 from core.processes import check_device
+from core.runs import check_weights
 from core.sampling.solvers import make_sampler
 from core.setting import GuidanceScale, Option, Setting, Steps, Threshold
 from eval.settings import normal
@@ -24,8 +25,9 @@ class Sampled(Strict):
     here. A sampler that is named begins with everything off that is not given.
     """
 
-    weights: Literal["ema", "raw"] = "ema"
-    """the moving average, or the network itself"""
+    weights: str = "ema"
+    """ema: the moving average; raw: the network itself; half-life N: the average of N images that
+    is put together from the run's snapshots"""
     samplers: tuple[str, ...] | None = Field(default=None, min_length=1)
     """null: the model's own"""
     steps: tuple[Steps, ...] | None = Field(default=None, min_length=1)
@@ -38,6 +40,11 @@ class Sampled(Strict):
     """spacing of the times; null: the sampler's own"""
     options: dict[str, Option] = {}
     """the samplers' own options, such as eta of ddim"""
+
+    @field_validator("weights")
+    @classmethod
+    def _weights(cls, weights: str) -> str:
+        return check_weights(weights)
 
     @field_validator("samplers")
     @classmethod

@@ -318,7 +318,7 @@ def test_training_seeds_are_a_mean_that_knows_its_rows(tmp_path):
     published = [json.loads(one.json_line()) for one in (row("ddpm", 1, 5.0), old, *rows)]
     assert [r | {"class_distance": None} for r in published] == data["rows"][:8]
     means = data["rows"][8:]
-    assert [series["name"] for series in data["series"]] == ["DDPM teacher", "flow"]
+    assert [series["name"] for series in data["series"]] == ["DDPM teacher, ddim", "flow, ddim"]
     assert data["series"][1]["seeds"] == "3" and data["series"][1]["run"] == "flow"
     assert [p["row"] for p in data["groups"][0]["points"]] == [0, 8, 9]
     for mean, steps in zip(means, (1, 2), strict=True):
