@@ -68,12 +68,15 @@ ONE_SEED = (
 
 
 def _about(study: Study) -> str:
-    done = sum(note is not None and note.failed is None for note in study.notes)
+    pairs = list(zip(study.trials, study.notes, strict=True))
+    done = {trial.folder for trial, note in pairs if note is not None and note.failed is None}
     config = study.config
+    impossible = sum(cell.problem is not None for cell in study.cells) * len(config.seeds)
+    whole = len({trial.folder for trial in study.trials}) + impossible
     words = (
         f"{counted(len(study.cells), 'cell')}, training seed{'s' * (len(config.seeds) > 1)} "
         f"{listed(map(str, config.seeds))}: "
-        f"{done} of {len(study.cells) * len(config.seeds)} trainings done."
+        f"{len(done)} of {whole} trainings done."
     )
     rows = [row for row in study.rows if not row.is_floor]
     groups = list(dict.fromkeys(row.protocol for row in rows))
