@@ -74,7 +74,7 @@ def load(
     """A trained model: a run folder, a folder in diffusers' format, or a hub id.
 
     Args:
-        weights: "ema" or "raw".
+        weights: "ema", "raw", or "half-life 3000", in images, of a run with snapshots.
         steps: how many steps it will be sampled in, for runs that keep a model per number of steps.
 
     Raises:

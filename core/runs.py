@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +13,25 @@ import torch
 from core.data import DataConfig
 from core.errors import UserError, nearest
 from core.model import Model, ModelSpec
+from core.tensors import tensors_sha256
 from core.training.checkpoints import check_file, read_newest
 from core.training.origin import RunOrigin, read_origin, read_price
+from core.training.snapshots import Synthesis, synthesise
 from core.weights import load_weights, read_spec
+
+POST_HOC = re.compile(r"half-life ([0-9]+(?:\.[0-9]+)?)")  # weights that are put together
 
 
 @dataclass(frozen=True)
 class Run:
     """A trained model with its origin.
 
-    ema: which weights these are: "raw", "average", what another format says, or the configured
-    half-life, where a run of an earlier version does not know the true one; ema_half_life: images
-    that make up half of the average. weights_sha256: of the file that was read, or of its shards'
-    hashes, since a training that goes on replaces the file. train_*: the price and the seed of
-    training, None like `data` where a model that was trained elsewhere does not say.
+    ema: which weights these are: "raw", "average", "post-hoc half-life N", what another format
+    says, or the configured half-life, where a run of an earlier version does not know the true one;
+    ema_half_life: images that make up half of the average. weights_sha256: of the file that was
+    read, or of its shards' hashes, since a training that goes on replaces the file. train_*: the
+    price and the seed of training, None like `data` where a model that was trained elsewhere does
+    not say.
     """
 
     folder: Path
@@ -60,6 +66,22 @@ def weights_in_words(ema: str, half_life: float | None) -> str:
     if half_life is not None:
         return f"half-life {half_life:.0f} images"
     return f"{ema} (cap)" if ema.startswith("half-life") else ema
+
+
+def check_weights(weights: str) -> str:
+    """Which weights of a run are meant, as they were given. Raises UserError for others."""
+    if weights not in ("ema", "raw") and not POST_HOC.fullmatch(weights):
+        raise UserError(f"weights = '{weights}': ema, raw, or half-life N of N images")
+    return weights
+
+
+def weights_meant(ema: str) -> str:
+    """The weights to load by what `Run.ema` says of them."""
+    return "raw" if ema == "raw" else ema.removeprefix("post-hoc ") if _is_post_hoc(ema) else "ema"
+
+
+def _is_post_hoc(ema: str) -> bool:
+    return ema.startswith("post-hoc ")
 
 
 class Format(NamedTuple):
@@ -97,7 +119,8 @@ def load_run(
     """The newest checkpoint of a run folder, or whatever else one of `formats` recognises.
 
     Args:
-        weights: "ema" or "raw".
+        weights: "ema", "raw", or "half-life 3000": the average with that half-life in images,
+            which is put together from the run's snapshots (core/training/snapshots.py).
         steps: how many steps it will be sampled in, for runs that keep a model per number of steps.
 
     Raises:
@@ -105,8 +128,7 @@ def load_run(
     """
     written_as_path = str(folder).startswith(("./", "../", "/", "~"))  # Path drops the ./
     folder = Path(folder)
-    if weights not in ("ema", "raw"):
-        raise UserError(f"weights = '{weights}': ema or raw")
+    check_weights(weights)
     if not (folder / "config.yaml").is_file():
         for other in formats:
             if (folder.exists() or not written_as_path) and other.recognise(folder):
@@ -138,10 +160,16 @@ def _read_run(
     half_life = price.half_life if weights == "ema" else None
     configured = f"half-life {origin.ema.half_life:g} images"
     average = configured if half_life is None else "average"
-    file = checkpoint / f"{weights}.safetensors"
+    file = checkpoint / f"{'ema' if POST_HOC.fullmatch(weights) else weights}.safetensors"
     digest = check_file(file)
     model = read_spec(file).build()
-    load_weights(model.network, file)
+    if wanted := POST_HOC.fullmatch(weights):
+        made = post_hoc(folder, checkpoint, float(wanted[1]))
+        model.network.load_state_dict(made.state)
+        file, half_life, average = made.source, made.half_life, f"post-hoc {weights}"
+        digest = tensors_sha256(made.state)
+    else:
+        load_weights(model.network, file)
     model = model.to(device).eval().requires_grad_(False)
     return Run(
         folder=folder,
@@ -150,7 +178,7 @@ def _read_run(
         teacher=price.teacher,
         model=model,
         data=origin.data,
-        ema=average if weights == "ema" else "raw",
+        ema="raw" if weights == "raw" else average,
         config_sha256=price.config_sha256,
         weights_file=file,
         weights_sha256=digest,
@@ -161,3 +189,18 @@ def _read_run(
         ema_half_life=half_life,
         critic_features=price.critic_features,
     )
+
+
+def post_hoc(folder: Path, checkpoint: Path, half_life: float) -> Synthesis:
+    """The average of a run with that half-life in images, at its newest checkpoint.
+
+    Raises:
+        UserError: see core.training.snapshots.synthesise; or the run keeps a network for each
+            number of steps, of which there are no snapshots.
+    """
+    if (folder / "for-steps").is_dir():
+        raise UserError(
+            f"{folder} keeps a network for each number of steps, whose averages are not put together "
+            "after training: leave out the half-life"
+        )
+    return synthesise(folder, read_price(checkpoint).images, half_life)

@@ -165,6 +165,22 @@ class Row(Strict):
         return Protocol(*(getattr(self, name) for name in Protocol._fields))
 
     @property
+    def members(self) -> tuple[Row, ...]:
+        """The rows that this one is the mean of: itself, but for a mean over training seeds
+        (eval/curves/seeds.py)."""
+        return (self,)
+
+    @property
+    def repeats(self) -> int:
+        """Independent measurements that `fid` is the mean of; `fid_std` is of one."""
+        return self.sets
+
+    @property
+    def bar(self) -> float | None:
+        """The error that tables and pictures show beside `fid`."""
+        return self.fid_std
+
+    @property
     def samples_key(self) -> tuple:
         """What decides the samples, whatever is measured on them."""
         return (self.weights_sha256, self.setting and self.setting.key(), self.seed)

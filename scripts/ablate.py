@@ -88,7 +88,7 @@ def run_study(planned: Planned, runner: Runner, retry: bool = False) -> Study:
         task = write_task(trial, resolved(trial.values, str(trial.note)))
         command = (sys.executable, "-m", "scripts.ablate_cell", str(task))
         after = frozenset(made & set(_needs(planned.planner, trial.cell.values)))
-        jobs.append(Job(trial.folder.name, command, after))
+        jobs.append(Job(trial.note.stem, command, after))
     if todo:
         copy_shipped(planned.steps)
     failed = runner(jobs) if jobs else {}
@@ -98,9 +98,9 @@ def run_study(planned: Planned, runner: Runner, retry: bool = False) -> Study:
 
 def _lost(trial: Trial, jobs: list[Job], failed: dict[str, int]) -> Note | None:
     """Of a training that left no note: it was ended from outside, or never begun."""
-    if (code := failed.get(trial.folder.name)) is not None:
+    if (code := failed.get(trial.note.stem)) is not None:
         return Note(failed=f"its process ended with exit code {code}")
-    after = next((job.after for job in jobs if job.name == trial.folder.name), frozenset())
+    after = next((job.after for job in jobs if job.name == trial.note.stem), frozenset())
     missing = sorted(after & failed.keys() or failed) if after else ()
     return Note(failed=f"not begun: {missing[0]} failed, which it needs") if missing else None
 

@@ -40,10 +40,11 @@ def _state(note: Note | None) -> str:
 
 def _cost(study: Study, runs: Path) -> str:
     pairs = list(zip(study.trials, study.notes, strict=True))
-    todo = [trial for trial, note in pairs if is_open(note)]
-    every, words = [trial.cell for trial in study.trials], []
+    # Cells may share a training
+    todo = {t.folder: t.cell for t, note in pairs if is_open(note)}
+    every, words = {t.folder: t.cell for t in study.trials}, []
     known = prices(runs)
-    for trials, which in ((every, "in all"), ([t.cell for t in todo], "to do")):
+    for trials, which in ((list(every.values()), "in all"), (list(todo.values()), "to do")):
         evals, images, seconds = 0.0, 0, 0.0
         for cell in trials:
             method, budget = _budget(cell)

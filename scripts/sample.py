@@ -46,7 +46,7 @@ def main() -> None:
         "--label", type=int, help="class of all images (default: classes take turns)"
     )
     parser.add_argument(
-        "--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s"
+        "--weights", default="ema", help="ema, raw or 'half-life N' (default: %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="PNG file for the grid")

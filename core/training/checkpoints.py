@@ -92,7 +92,7 @@ def save_checkpoint(
             save_weights(partial / f"{name}.safetensors", network.state_dict(), spec)
         torch.save(state, partial / "state.pt")
         write_text(partial / "price.json", json.dumps(price, indent=1))
-        _write_checksums(partial)
+        write_checksums(partial)
     drop_others(final)
     return final
 
@@ -111,10 +111,11 @@ def keep_for_steps(run: Path, checkpoint: Path, steps: int) -> None:
     with whole_folder(final) as partial:
         for name in ("raw.safetensors", "ema.safetensors", "price.json"):
             shutil.copy2(checkpoint / name, partial / name)
-        _write_checksums(partial)
+        write_checksums(partial)
 
 
-def _write_checksums(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
+    """Notes the hash of every file of a checkpoint, which `check_file` holds it against."""
     sums = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
     write_text(folder / CHECKSUMS, json.dumps(sums, indent=1))
 

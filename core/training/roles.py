@@ -13,12 +13,14 @@ from typing import Annotated, Literal
 import torch
 from accelerate import Accelerator
 from ema_pytorch import EMA
+from ema_pytorch.post_hoc_ema import KarrasEMA
 from pydantic import Field
 from torch import Tensor, nn
 
 from core.config import Strict
 from core.model import Model
 from core.processes import average_gradients
+from core.training.snapshots import SnapshotConfig, power_averages
 
 Share = Annotated[float, Field(ge=0, le=0.999_999)]
 MOST = 1e30  # beyond it float32 soon overflows
@@ -100,7 +102,7 @@ class Role:
         self.settings = optimizer
         self.average_settings = {"ema": None} if averages is None else averages
         self.prepared = self.network  # behind the wrapper
-        self.averages: dict[str, EMA] = {}
+        self.averages: dict[str, EMA | KarrasEMA] = {}
         self.optimizer: torch.optim.AdamW | None = None
         self.rate = 0.0
         self.batch_size = 1
@@ -125,12 +127,20 @@ class Role:
 
     # ------------------------------------------------------------ what the trainer does with it
 
-    def begin(self, optimizer: OptimizerConfig, ema: AverageConfig, batch_size: int) -> None:
-        """Equips the role for a run, whose sections hold where the method said nothing."""
+    def begin(
+        self,
+        optimizer: OptimizerConfig,
+        ema: AverageConfig,
+        batch_size: int,
+        snapshots: SnapshotConfig | None = None,
+    ) -> None:
+        """Equips the role for a run, whose sections hold where the method said nothing, and with
+        the averages of which it keeps snapshots."""
         self.settings, self.batch_size = self.settings or optimizer, batch_size
         self.begin_stage()
         for name, config in self.average_settings.items():
             self.averages[name] = _average(self.network, config or ema, batch_size)
+        self.averages |= power_averages(self.network, snapshots)
 
     def begin_stage(self) -> None:
         """A fresh optimiser and averages that start from the network as it is now."""
@@ -146,6 +156,8 @@ class Role:
         for average in self.averages.values():
             average.copy_params_from_model_to_ema()
             average.step.zero_()
+            if isinstance(average, KarrasEMA):  # its first step takes the weights as they are
+                average.initted.fill_(False)
 
     def wrap(self, accelerator: Accelerator) -> None:
         """Puts the network behind accelerate's wrapper, if there are several processes."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from ema_pytorch.post_hoc_ema import KarrasEMA
 
 from core.config import config_sha256
 from core.counting import count_evals
@@ -30,6 +31,7 @@ from core.training.config import RunConfig, settle_run_folder
 from core.training.interruption import Interruption, noted_signals
 from core.training.method import Loss, Method, Progress, input_hashes
 from core.training.preview import preview_setting, save_preview
+from core.training.snapshots import drop_snapshots, keep_snapshot
 from core.training.tracking import Tracker
 
 
@@ -57,8 +59,9 @@ class Trainer:
             )
         self.micro = config.train.batch_size // shard
         preview_setting(config.log, method.student)  # refused before anything is trained
-        for role in method.roles.values():
-            role.begin(config.optimizer, config.ema, config.train.batch_size)
+        for name, role in method.roles.items():
+            kept = config.snapshots if name == "student" else None
+            role.begin(config.optimizer, config.ema, config.train.batch_size, kept)
         self.stages = method.stages()
         self.spent = method.spent()
         self.budget = self._training_budget()
@@ -200,6 +203,7 @@ class Trainer:
             with noted_signals() as self.interruption:
                 while self.stage < len(self.stages):
                     self._run_stage()
+                    self._snapshot()
                     self._keep_stage_result()
                     self.stage, self.stage_images = self.stage + 1, 0
                     self.stage_start_evals = self.evals
@@ -213,9 +217,19 @@ class Trainer:
             self.tracker.close()
 
     def _begin_stage(self) -> None:
+        if self.accelerator.is_main_process:
+            drop_snapshots(self.folder)  # averages begin anew, and none spans two stages
         self.method.begin_stage(self.stage)
         for role in self.method.roles.values():
             role.begin_stage()
+
+    def _snapshot(self) -> None:
+        """Keeps the averages that others are put together from after training."""
+        if self.config.snapshots and self.accelerator.is_main_process:
+            averages = self.method.roles["student"].averages
+            kept = {name: a for name, a in averages.items() if isinstance(a, KarrasEMA)}
+            size = self.config.train.batch_size
+            keep_snapshot(self.folder, kept, self.images, self.stage, size)
 
     def _preview_file(self) -> Path:
         return self.folder / "samples" / f"{self.images:012d}.png"
@@ -255,6 +269,9 @@ class Trainer:
             if self._passed(log.samples_every):
                 self._preview()
                 last = time.perf_counter()  # looking is not training
+            if self.config.snapshots and self._passed(self.config.snapshots.every):
+                self._snapshot()
+                last = time.perf_counter()
             if self._fraction() < 1 and (self._passed(log.checkpoint_every) or self.stopping):
                 self.save()
                 last = time.perf_counter()
