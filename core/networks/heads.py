@@ -29,7 +29,8 @@ class Heads(nn.Module):
 class UNetWithHeads(nn.Module):
     """A U-Net whose encoder is shared with a critic (Yin et al. 2024, sec. 4.3).
 
-    `net(x, t, r, label)` is the U-Net's output F; `net(..., values=True)` is (F, values [B, K]).
+    `net(x, t, r, label, text)` is the U-Net's output F; `net(..., values=True)` is (F, values
+    [B, K]). The critic is told the label alone.
     """
 
     def __init__(self, network: UNet):
@@ -43,9 +44,10 @@ class UNetWithHeads(nn.Module):
         t: Tensor,
         r: Tensor | None = None,
         label: Tensor | None = None,
+        text: Tensor | None = None,
         values: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if not values:
-            return self.network(x, t, r, label)
-        encoded = self.network.encode(x, t, r, label)
+            return self.network(x, t, r, label, text=text)
+        encoded = self.network.encode(x, t, r, label, text=text)
         return self.network.decode(encoded), self.heads(encoded.middle, label)
