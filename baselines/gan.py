@@ -81,15 +81,16 @@ class GAN(Method):
 
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
         real, condition = batch.x0, batch.condition
+        seen = condition.label_alone().inputs()
         critic, t = self.roles["critic"].model, torch.ones(len(real), device=real.device)
         shape = tuple(real.shape[1:])
         if role == "critic":
             with torch.no_grad():
                 fake = self.student.output(batch.rng.normal(shape, "critic"), t, condition)
             gamma = self.gamma(progress.fraction)
-            return Loss(penalised_critic_loss(critic, real, fake, condition.inputs(), gamma), t)
+            return Loss(penalised_critic_loss(critic, real, fake, seen, gamma), t)
         noise = batch.rng.normal(shape, "eps")
         fake = self.roles["student"].wrapped.output(noise, t, condition)
         with torch.no_grad():
-            value = critic(real, **condition.inputs())
-        return Loss(relativistic_gap(critic(fake, **condition.inputs()), value), t)
+            value = critic(real, **seen)
+        return Loss(relativistic_gap(critic(fake, **seen), value), t)

@@ -121,7 +121,7 @@ class PostTraining(Method):
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
         real, condition, rng = batch.x0, batch.condition, batch.rng
         critic, t = self.roles["critic"].model, torch.ones(len(real), device=real.device)
-        inputs = condition.inputs()
+        inputs = condition.label_alone().inputs()
         if role == "critic":
             with torch.no_grad():
                 fake = self.generate(self.student, rng, condition, "critic")

@@ -46,8 +46,8 @@ class Conditioned:
 
 
 class Guided:
-    """Classifier-free guidance (Ho and Salimans 2022, eq. 6): F = F_null + scale (F_label -
-    F_null).
+    """Classifier-free guidance (Ho and Salimans 2022, eq. 6): F = F_null + scale (F_told -
+    F_null), told a label, a caption, or both.
 
     The outputs are combined before they are read, which for eps, x0, v and u alike is the paper's
     combination of noise predictions, since all are affine in each other at fixed (x, t). Two
@@ -128,8 +128,10 @@ def check_guidance(spec: ModelSpec, scale: float) -> None:
     """Raises UserError where the model has nothing that guidance could compare with."""
     if scale == 1.0:
         return
-    if not spec.num_classes:
-        raise UserError(f"guidance_scale={scale} needs a class-conditional model; 1.0 is off")
+    if not spec.told:
+        raise UserError(
+            f"guidance_scale={scale} needs a model that is told classes or captions; 1.0 is off"
+        )
     if spec.guidance is not None:
         low, high = spec.guidance
         if not low <= scale <= high:
@@ -139,8 +141,8 @@ def check_guidance(spec: ModelSpec, scale: float) -> None:
         return
     if spec.null_trained is False:
         raise UserError(
-            f"guidance_scale={scale}: this model never learned its null label, which guidance compares "
-            "with; sample its teacher, or train with method.label_dropout above 0"
+            f"guidance_scale={scale}: this model never learned its null label or caption, which guidance "
+            "compares with; sample its teacher, or train with method.label_dropout above 0"
         )
 
 
@@ -164,12 +166,12 @@ def denoiser_for(
                 f"(and {classes}, null)"
             )
     check_guidance(model.spec, guidance_scale)
-    guided = guidance_scale != 1.0
-    if guided and label is not None and model.spec.guidance is not None:
-        told = torch.full(label.shape, guidance_scale, device=label.device)
+    guided, given = guidance_scale != 1.0, condition.tells(classes)
+    if guided and given is None:
+        raise UserError(f"guidance_scale={guidance_scale} needs labels or captions; 1.0 is off")
+    if guided and model.spec.guidance is not None:
+        told = torch.full(given.shape, guidance_scale, device=given.device)
         condition, guided = condition._replace(guidance=told), False
-    if guided and label is None:
-        raise UserError(f"guidance_scale={guidance_scale} needs labels; 1.0 is off")
     denoiser: Denoiser = (
         Guided(model, condition, guidance_scale) if guided else Conditioned(model, condition)
     )
