@@ -19,8 +19,8 @@ SIZE = 109  # the one size of the bitmaps in Noto Color Emoji
 def _open(font: Path) -> ImageFont.FreeTypeFont:
     if not features.check("raqm"):
         raise UserError(
-            "emoji of several signs are drawn by Pillow's raqm, which this Pillow lacks: pip install "
-            "--force-reinstall pillow (its wheels have it)"
+            "emoji of several signs are drawn by Pillow's raqm, which this Pillow lacks: pip "
+            "install --force-reinstall pillow (its wheels have it)"
         )
     try:
         # Of a path that it cannot read, Pillow takes a namesake among the system's fonts.
@@ -28,8 +28,8 @@ def _open(font: Path) -> ImageFont.FreeTypeFont:
         return ImageFont.truetype(data, SIZE, layout_engine=ImageFont.Layout.RAQM)
     except OSError as error:
         raise UserError(
-            f"{font} is no colour font of bitmaps of size {SIZE} ({error}): take Noto Color Emoji's "
-            "NotoColorEmoji.ttf (CBDT), as in fonts-noto-color-emoji"
+            f"{font} is no colour font of bitmaps of size {SIZE} ({error}): take Noto Color "
+            "Emoji's NotoColorEmoji.ttf (CBDT), as in fonts-noto-color-emoji"
         ) from error
 
 

@@ -1,5 +1,5 @@
-"""The data set `emoji`: every emoji of Unicode's list, drawn from a colour font, with its name as the
-caption.
+"""The data set `emoji`: every emoji of Unicode's list, drawn from a colour font, with its name as
+the caption.
 
 A test split holds out combinations. Captions with a skin tone fall into kinds, such as "teacher"
 (of a man, a woman or neither), and of every second kind one tone is held out: no training image
@@ -20,7 +20,7 @@ from torch import Tensor
 from core.data.dataset import Attribute, ImageData
 from core.data.drawing import draw
 from core.errors import UserError
-from core.files import read_text, read_tensors, sha256_of, write_tensors
+from core.files import read_tensors, read_text, sha256_of, write_tensors
 
 DEBIAN = {
     "NotoColorEmoji.ttf": Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
@@ -117,8 +117,9 @@ def source(name: str, root: str | None) -> Path:
         return given
     raise UserError(
         f"data set 'emoji' needs {name}, and {given} is not there: apt-get install "
-        f"fonts-noto-color-emoji unicode-data, or set ${variable} to a file, or data.root to a folder "
-        "with NotoColorEmoji.ttf and emoji-test.txt (github.com/googlefonts/noto-emoji, unicode.org)"
+        f"fonts-noto-color-emoji unicode-data, or set ${variable} to a file, or data.root to a "
+        "folder with NotoColorEmoji.ttf and emoji-test.txt (github.com/googlefonts/noto-emoji, "
+        "unicode.org)"
     )
 
 
@@ -136,7 +137,7 @@ def _images(emoji: list[Emoji], font: Path, side: int, key: str) -> Tensor:
 
 def emoji(split: str, root: str | None, side: int | None) -> ImageData:
     """Unicode's emoji at 32 or 64 pixels, RGB on white, captioned, 9 groups as classes. Debian 12's
-    font and list give 3,655: 3,426 and 229.
+    font and list give 3,655: 3,451 and 204.
 
     The hash of what was drawn is the hash of the data, which rows and checkpoints carry, so that
     another version of the font is noticed.

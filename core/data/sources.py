@@ -182,7 +182,7 @@ class DataConfig(Strict):
     LATER = ("fit", "background", "alpha", "skip_unreadable")
 
     name: str
-    """digits, fashion_mnist, cifar10, emoji or folder; checkerboard or gaussians, points of the plane"""
+    """digits, fashion_mnist, cifar10, emoji or folder; checkerboard or gaussians, of points"""
     root: str | None = None
     """where its files are"""
     side: int | None = Field(None, ge=2, le=4096)

@@ -64,9 +64,8 @@ def caption_set(name: str) -> CaptionSet:
     for file in (WORDS, HELD_OUT):
         if not (folder / file).is_file():
             known = [place.name for place in SHIPPED.iterdir() if place.is_dir()]
-            raise UserError(
-                f"network.text.captions={name}: {folder / file} does not exist{nearest(name, known)}"
-            )
+            given = f"network.text.captions={name}"
+            raise UserError(f"{given}: {folder / file} does not exist{nearest(name, known)}")
     try:
         tokenizer = Tokenizer.from_str(read_text(folder / WORDS))
     except UserError:

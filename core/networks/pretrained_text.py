@@ -36,8 +36,8 @@ def _tokenizer(name: str) -> Any:
 
 
 def pretrained_tokens(name: str, captions: Sequence[str], length: int) -> Tensor:
-    """int64 [N, length]; raises UserError for a caption of more tokens, or an encoder that is not to
-    be had."""
+    """int64 [N, length]; raises UserError for a caption of more tokens, or an encoder that is not
+    to be had."""
     tokenizer = _tokenizer(name)
     rows = torch.zeros(len(captions), length, dtype=torch.int64)
     for i, caption in enumerate(captions):
@@ -53,8 +53,8 @@ def pretrained_tokens(name: str, captions: Sequence[str], length: int) -> Tensor
 
 
 class PretrainedText(nn.Module):
-    """tokens [B, L] -> states [B, 1 + L, width] and which of them count, as `TextEncoder`; the first
-    is the mean of those that count, since encoders differ in which state stands for the whole.
+    """tokens [B, L] -> states [B, 1 + L, width] and which of them count, as `TextEncoder`; the
+    first is the mean of those that count, since encoders differ in which stands for the whole.
 
     Its parameters never learn (core/training/roles.py asks for `stays`), and they are kept with the
     network's.

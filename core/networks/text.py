@@ -27,7 +27,7 @@ class TextConfig(Strict):
     """How captions are read."""
 
     captions: str = "emoji"
-    """set of captions that ships here (core/networks/caption_sets), or a folder with tokenizer.json and
+    """set of captions that ships (core/networks/caption_sets), or a folder with tokenizer.json and
     held_out.txt: the words that are known, and the captions that take turns where nobody chose"""
     length: int = Field(default=12, ge=1, le=512)
     """most tokens of a caption"""

@@ -141,8 +141,8 @@ def check_guidance(spec: ModelSpec, scale: float) -> None:
         return
     if spec.null_trained is False:
         raise UserError(
-            f"guidance_scale={scale}: this model never learned its null label or caption, which guidance "
-            "compares with; sample its teacher, or train with method.label_dropout above 0"
+            f"guidance_scale={scale}: this model never learned its null label or caption, which "
+            "guidance compares with; sample its teacher, or train with method.label_dropout above 0"
         )
 
 

@@ -129,8 +129,8 @@ def sample_images(
     callback: Callback | None = None,
     caption: str | None = None,
 ) -> Tensor:
-    """The samples with these global indices (int64 [B]) as data are stored, on the CPU: uint8 images
-    [B, C, S, S], or points in float32 [B, D, 1, 1].
+    """The samples with these global indices (int64 [B]) as data are stored, on the CPU: uint8
+    images [B, C, S, S], or points in float32 [B, D, 1, 1].
 
     Args:
         label: one class for all, or a class per sample [B].
