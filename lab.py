@@ -103,13 +103,15 @@ def sample(
     seed: int = 0,
     label: int | None = None,
     batch_size: int = 256,
+    caption: str | None = None,
 ) -> torch.Tensor:
     """uint8 images [n, C, S, S] on the CPU, or points in float32; sample i depends on (seed, i)
     alone.
 
     Args:
         setting: None: as the model is meant to be sampled.
-        label: one class for all; None: classes take turns.
+        label: one class for all.
+        caption: one for all. Where neither is given, classes and held-out captions take turns.
 
     Raises:
         UserError: the setting does not fit the model, or its weights have diverged.
@@ -121,7 +123,9 @@ def sample(
     model = getattr(run_or_model, "model", run_or_model)
     batches = torch.arange(n).split(batch_size)
     setting = setting or model.spec.setting
-    return torch.cat([sample_images(model, setting, part, seed, label) for part in batches])
+    return torch.cat(
+        [sample_images(model, setting, i, seed, label, caption=caption) for i in batches]
+    )
 
 
 def measure(config: SweepConfig) -> list[Row]:

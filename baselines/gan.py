@@ -97,6 +97,7 @@ class GAN(Method):
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
         condition = batch.condition
         real = self.shown(batch.x0, batch.rng, f"{role}-real")
+        seen = condition.label_alone().inputs()
         critic, t = self.roles["critic"].model, torch.ones(len(real), device=real.device)
         shape = tuple(real.shape[1:])
         if role == "critic":
@@ -104,10 +105,10 @@ class GAN(Method):
                 fake = self.student.output(batch.rng.normal(shape, "critic"), t, condition)
             fake = self.shown(fake, batch.rng, "critic-fake")
             gamma = self.gamma(progress.fraction)
-            return Loss(penalised_critic_loss(critic, real, fake, condition.inputs(), gamma), t)
+            return Loss(penalised_critic_loss(critic, real, fake, seen, gamma), t)
         noise = batch.rng.normal(shape, "eps")
         fake = self.roles["student"].wrapped.output(noise, t, condition)
         fake = self.shown(fake, batch.rng, "student-fake")
         with torch.no_grad():
-            value = critic(real, **condition.inputs())
-        return Loss(relativistic_gap(critic(fake, **condition.inputs()), value), t)
+            value = critic(real, **seen)
+        return Loss(relativistic_gap(critic(fake, **seen), value), t)

@@ -30,6 +30,7 @@ from core.diffusion.paths import PATHS, Path, expand, make_path
 from core.diffusion.tables import BetaTable
 from core.errors import UserError
 from core.networks import NetworkConfig
+from core.networks.text import TextConfig
 from core.networks.unet import UNetConfig
 from core.setting import Setting, Steps
 
@@ -70,7 +71,7 @@ class ModelSpec(ModelConfig):
     sampling: Setting | None = None
     """how it is meant to be sampled; null: as its parameterisation suggests"""
     null_trained: bool | None = None
-    """whether the null label was trained, which guidance needs; null: not known"""
+    """whether the null label or caption was trained, which guidance needs; null: not known"""
 
     @property
     def setting(self) -> Setting:
@@ -85,6 +86,16 @@ class ModelSpec(ModelConfig):
         """Range of the weights of guidance that the network is told, and so needs no second
         evaluation for."""
         return getattr(self.network, "guidance", None)
+
+    @property
+    def text(self) -> TextConfig | None:
+        """How the network reads captions; None: it reads none."""
+        return getattr(self.network, "text", None)
+
+    @property
+    def told(self) -> bool:
+        """Whether the network is told what is wanted: a label, a caption, or both."""
+        return bool(self.num_classes) or self.text is not None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from core.condition import Condition
@@ -20,6 +21,19 @@ from core.noise import Noise
 from core.runs import Run
 from core.sampling.sample import grid_of, sample, sampler_of
 from core.setting import Setting
+
+
+def trained_text(run: Run) -> Tensor | None:
+    """int64 [N, L]: the captions that a run learned from; None where it reads none.
+
+    Raises:
+        UserError: the run does not say what it was trained on, or that is not there.
+    """
+    if run.spec.text is None:
+        return None
+    if run.data is None:
+        raise UserError(f"{run.folder} does not say which captions it was trained on")
+    return run.data.load().seen_by(run.spec.num_classes, run.spec.text).text
 
 
 @torch.no_grad()
@@ -37,7 +51,8 @@ def generate_pairs(
     """Samples `count` images deterministically and stores them with the address of their noise;
     goes on where it stopped, and makes shards again that are not what was written.
 
-    A shard holds x0 (float16, unclamped) [n, C, H, W], label int64 [n] and index int64 [n]. The
+    A shard holds x0 (float16, unclamped) [n, C, H, W], label int64 [n], index int64 [n], and of a
+    model that reads captions text int64 [n, L], drawn from the captions that it learned from. The
     noise of sample i is not stored: it is Noise(seed, i).normal(..., "prior"), exactly
     reproducible, at half the disk space.
 
@@ -51,7 +66,7 @@ def generate_pairs(
             f"sampler '{sampler}' adds noise, so its result is not paired with its start: "
             "use ddim, heun, dpm++2m or unipc"
         )
-    classes = run.spec.num_classes
+    classes, text = run.spec.num_classes, trained_text(run)
     if count < 1:
         raise UserError(f"count = {count}: at least 1 pair")
     recipe = PairRecipe(
@@ -67,6 +82,7 @@ def generate_pairs(
         channels=run.spec.channels,
         side=run.spec.side,
         num_classes=classes,
+        text_length=0 if text is None else text.shape[1],
     )
     grid_of(setting, run.model)  # refused before anything is written
     check_place(folder, folder=True)
@@ -105,7 +121,7 @@ def _make_shards(
 ) -> None:
     """The shards that the manifest lacks, each followed by a manifest that names it."""
     count, shard, seed = manifest.count, manifest.shard, manifest.seed
-    shards, classes = -(-count // shard), manifest.num_classes
+    shards, classes, text = -(-count // shard), manifest.num_classes, trained_text(run)
     done = min(len(manifest.shards) * shard, count)
     with tqdm(
         total=count, initial=done, desc=f"pairs of {run.name}", unit="img", dynamic_ncols=True
@@ -114,20 +130,26 @@ def _make_shards(
             name = shard_name(k)
             if name in manifest.shards:
                 continue
-            begun, parts, labels = time.perf_counter(), [], []
+            begun, parts, labels, texts = time.perf_counter(), [], [], []
             indices = torch.arange(k * shard, min((k + 1) * shard, count))
             with count_evals(run.model.network) as counter:
                 for part in indices.split(batch_size):
                     rng = Noise(seed, part.to(run.model.device))
                     label = rng.integers(classes, "label") if classes else None
-                    x0 = sample(run.model, setting, rng, Condition(label=label))
+                    condition = Condition(label=label)
+                    if text is not None:
+                        chosen = text[rng.integers(len(text), "caption").cpu()]
+                        condition = condition._replace(text=chosen.to(run.model.device))
+                        texts.append(chosen)
+                    x0 = sample(run.model, setting, rng, condition)
                     parts.append(x0.half().cpu())
                     labels.append(torch.zeros(len(part)).long() if label is None else label.cpu())
                     bar.update(len(part))
+            shard_of = {"x0": torch.cat(parts), "label": torch.cat(labels), "index": indices}
+            if texts:
+                shard_of["text"] = torch.cat(texts)
             with whole_file(folder / name) as partial:
-                save_file(
-                    {"x0": torch.cat(parts), "label": torch.cat(labels), "index": indices}, partial
-                )
+                save_file(shard_of, partial)
                 digest = sha256_of(partial)
             manifest = manifest.model_copy(
                 update={

@@ -106,10 +106,10 @@ class MeanFlow(FlowMap):
     ):
         super().__init__(config, model, source, teacher)
         guided = config.guidance != 1.0 or config.guidance_mix > 0
-        if guided and not model.spec.num_classes:
+        if guided and not model.spec.told:
             raise UserError(
                 f"method.guidance={config.guidance:g}, method.guidance_mix="
-                f"{config.guidance_mix:g}: guidance needs a class-conditional model; 1.0 and 0.0 "
+                f"{config.guidance_mix:g}: guidance needs classes or captions; 1.0 and 0.0 "
                 "are off"
             )
         self.guided = guided and teacher is None
@@ -142,5 +142,5 @@ class MeanFlow(FlowMap):
             with_label, without_label = v, self.own(x_t, t, without)
         guided = omega * v + kappa * with_label + (1 - omega - kappa) * without_label
         first, last = config.guidance_times
-        inside = (t >= first) & (t <= last) & (condition.label != null)
+        inside = (t >= first) & (t <= last) & condition.tells(null)
         return torch.where(inside.view(-1, *[1] * (v.ndim - 1)), guided, v)

@@ -71,6 +71,11 @@ class Moments(FlowMap):
                 f"method.among={config.among} is no multiple of method.particles="
                 f"{config.particles}: groups would be broken"
             )
+        if model.spec.text is not None:
+            raise UserError(
+                "moment matching compares samples of one condition, and no two images share a "
+                "caption: remove model.network.text"
+            )
         super().__init__(config, model, source)
 
     def times(self, rng: Noise) -> tuple[Tensor, Tensor, Tensor]:

@@ -96,6 +96,11 @@ class RectifiedFlow(Method):
             )
         self.config, self.source = config, source
         self.roles = {"student": Role(model)}
+        if config.transport > 1 and model.spec.text is not None:
+            raise UserError(
+                "method.transport exchanges noise between images, which are to keep their captions' "
+                "own: set it to 1 for a network that reads captions"
+            )
         weighted = config.time_as == "weight"
         self.sample_time = make_time_sampler(TimeConfig() if weighted else config.time)
 
@@ -114,7 +119,7 @@ class RectifiedFlow(Method):
             started_from = {run.name: run.weights_sha256}
             spec = run.spec.model_copy(update={"discrete_steps": None, "sampling": None})
             model = Model(run.model.network, spec).train().requires_grad_(True)
-            data = context.data.load().seen_by(model.spec.num_classes)
+            data = context.data.load().seen_by(model.spec.num_classes, model.spec.text)
         pairs = PairSource(config.pairs, context.seed) if config.pairs else None
         method = cls(config, model, pairs or ImageSource(data, context.seed))
         method.started_from = started_from

@@ -5,6 +5,8 @@ guess. What is not said about how, the model knows: a student is sampled as it w
     python -m scripts.sample runs/digits/teacher --sampler unipc --steps 8 --out samples.png
     python -m scripts.sample runs/digits/teacher --steps 16 --label 3 --guidance-scale 2 \\
         --count 100 --folder out/
+    python -m scripts.sample runs/emoji/teacher --caption "woman teacher: dark skin tone" \\
+        --guidance-scale 3 --out samples.png
 """
 
 from __future__ import annotations
@@ -44,6 +46,10 @@ def main() -> None:
     )
     parser.add_argument(
         "--label", type=int, help="class of all images (default: classes take turns)"
+    )
+    parser.add_argument(
+        "--caption",
+        help="caption of all images, of a model that reads them (default: held-out ones take turns)",
     )
     parser.add_argument(
         "--weights", default="ema", help="ema, raw or 'half-life N' (default: %(default)s)"
@@ -95,7 +101,8 @@ def main() -> None:
                 if first and a.trajectory:
                     film.append(run.model.codec.decode(p.x0[:FILMED]).cpu())
 
-            parts.append(sample_images(run.model, setting, indices, a.seed, a.label, after_step))
+            given = (a.seed, a.label, after_step, a.caption)
+            parts.append(sample_images(run.model, setting, indices, *given))
     images = torch.cat(parts)
     picture, scale = sheet(images, columns=max(1, round(a.count**0.5)))
     if a.out:

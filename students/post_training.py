@@ -123,7 +123,7 @@ class PostTraining(Method):
 
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
         condition, rng, augment = batch.condition, batch.rng, self.config.augment
-        critic, inputs = self.roles["critic"].model, condition.inputs()
+        critic, inputs = self.roles["critic"].model, condition.label_alone().inputs()
         t = torch.full((len(rng),), self.start, device=batch.x0.device)
         real = augmented(batch.x0, augment, rng, f"{role}-real")
         if role == "critic":

@@ -31,7 +31,8 @@ class SiD(DistributionMatching):
     for E[x0 | x_t] = f; the paper's finding is that alpha above 1, negative in value, is best, since
     f is not exact and the first term alone carries the gradient that it lacks.
 
-    Data-free: images of the batch are not looked at, and labels are drawn anew, uniformly. SiDA,
+    Data-free: images of the batch are not looked at, and labels are drawn anew, uniformly;
+    captions are those of the batch. SiDA,
     gan_weight > 0, looks at them: it adds softplus(-D) of a critic on the fake score's encoder, D
     clamped to +-10 and divided by the same weight.
 
@@ -43,6 +44,8 @@ class SiD(DistributionMatching):
 
     def condition(self, batch: Batch) -> Condition:
         classes = self.teacher.spec.num_classes
+        if self.teacher.spec.text is not None:
+            return batch.condition
         if self.has_critic or not classes:
             return batch.condition if self.has_critic else UNCONDITIONED
         return Condition(label=batch.rng.integers(classes, "label"))

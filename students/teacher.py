@@ -71,7 +71,7 @@ def student_source(teacher: Run, context: Context) -> ImageSource:
             f"data '{context.data.name}' has {data.num_classes} classes, but the teacher "
             f"{teacher.folder} knows {spec.num_classes}"
         )
-    return ImageSource(data.seen_by(spec.num_classes), context.seed)
+    return ImageSource(data.seen_by(spec.num_classes, spec.text), context.seed)
 
 
 def supervised_by(method: Method, run: Run) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -13,7 +13,16 @@ from torch import Tensor
 from core.codec import CODECS
 from core.condition import Condition
 from core.data.densities import Density
+from core.errors import UserError
+from core.networks.text import TextConfig
 from core.noise import Noise
+
+
+class Attribute(NamedTuple):
+    """Something that captions say: labels int64 [N], and what they mean by number."""
+
+    labels: Tensor
+    values: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,8 @@ class ImageData:
     [N], all 0 where there are no classes; num_classes: 0 = none; flip: whether a mirrored image is
     as good an image; class_names: by label, () where they are not known; codec: the name of what
     turns them into what a network sees; density: of points, the exact distribution that they were
-    drawn from."""
+    drawn from; captions: a text per image, () where there are none; text: their tokens as a network
+    reads them, int64 [N, L], None where none does; attributes: what captions say, by name."""
 
     name: str
     split: str
@@ -35,6 +45,9 @@ class ImageData:
     class_names: tuple[str, ...] = ()
     codec: str = "pixels"
     density: Density | None = None
+    captions: tuple[str, ...] = ()
+    text: Tensor | None = None
+    attributes: dict[str, Attribute] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,17 +60,30 @@ class ImageData:
     def side(self) -> int:
         return self.images.shape[2]
 
-    def seen_by(self, num_classes: int) -> ImageData:
-        """The data as a network of that many classes sees it: without labels where it takes
-        none."""
-        return self if num_classes else replace(self, num_classes=0, class_names=())
+    def seen_by(self, num_classes: int, text: TextConfig | None = None) -> ImageData:
+        """The data as a network of that many classes, and of that text encoder, sees it: without
+        labels where it takes none, and with the tokens of its captions where it reads them.
+
+        Raises:
+            UserError: it reads captions and there are none, or one does not fit it.
+        """
+        seen = self if num_classes else replace(self, num_classes=0, class_names=())
+        if text is None:
+            return seen
+        if not self.captions:
+            raise UserError(
+                f"data '{self.name}' has no captions, which model.network.text reads: remove text, "
+                "or take data that has some, such as emoji"
+            )
+        return replace(seen, text=text.tokens(self.captions))
 
     @cached_property
     def sha256(self) -> str:
-        """Of the pixels and the labels."""
+        """Of the pixels, the labels, and the captions if there are any."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy().tobytes())
         digest.update(self.labels.contiguous().numpy().tobytes())
+        digest.update("\n".join(self.captions).encode())
         return digest.hexdigest()
 
 
@@ -103,16 +129,18 @@ class ImageSource:
     def __init__(self, data: ImageData, seed: int):
         self.data, self.order = data, EpochOrder(len(data), seed)
         self.codec = CODECS[data.codec]
-        self._moved: tuple[torch.device, Tensor, Tensor] | None = None
+        self._moved: tuple | None = None  # to a device: see _on
 
     @property
     def sha256(self) -> str:
         return self.data.sha256
 
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images as they are stored and labels, moved to a device once: batches are but indices."""
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images as they are stored, labels and tokens, moved to a device once: batches are but
+        indices."""
         if self._moved is None or self._moved[0] != device:
-            self._moved = device, self.data.images.to(device), self.data.labels.to(device)
+            parts = self.data.images, self.data.labels, self.data.text
+            self._moved = device, *(None if part is None else part.to(device) for part in parts)
         return self._moved[1:]
 
     def draw(self, positions: Tensor, device: torch.device) -> Batch:
@@ -120,7 +148,7 @@ class ImageSource:
         seen)."""
         index = self.order(positions)
         rng = Noise(self.order.seed, positions.to(device))
-        stored, labels = self._on(device)
+        stored, labels, texts = self._on(device)
         index = index.to(device)
         images = stored[index]
         if self.data.flip:
@@ -129,4 +157,5 @@ class ImageSource:
         label = None
         if self.data.num_classes:
             label = labels[index]
-        return Batch(self.codec.encode(images), Condition(label=label), rng)
+        text = None if texts is None else texts[index]
+        return Batch(self.codec.encode(images), Condition(label=label, text=text), rng)

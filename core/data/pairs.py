@@ -33,6 +33,7 @@ class PairRecipe(Strict):
     channels: int
     side: int
     num_classes: int
+    text_length: int = 0
 
 
 class Manifest(PairRecipe):
@@ -60,7 +61,7 @@ def shard_name(k: int) -> str:
 
 
 class PairSource:
-    """Stored pairs as training batches: x0, label, and the noise that x0 came from.
+    """Stored pairs as training batches: x0, label and caption, and the noise that x0 came from.
 
     Raises:
         UserError: no pairs there, generation not finished, or a shard that is missing, truncated or
@@ -88,6 +89,7 @@ class PairSource:
         self.x0 = torch.cat([p["x0"] for p in parts])
         self.label = torch.cat([p["label"] for p in parts])
         self.index = torch.cat([p["index"] for p in parts])
+        self.text = torch.cat([p["text"] for p in parts]) if manifest.text_length else None
         self.order = EpochOrder(len(self.x0), seed)
 
     def _read(self, name: str) -> dict[str, Tensor]:
@@ -106,6 +108,8 @@ class PairSource:
             "label": (torch.int64, (n,)),
             "index": (torch.int64, (n,)),
         }
+        if m.text_length:
+            wanted["text"] = (torch.int64, (n, m.text_length))
         found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         if not n or found != wanted:
             raise UserError(f"pair shard {file} does not hold what pairs.json says: {mend}")
@@ -118,7 +122,12 @@ class PairSource:
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def check_fits(self, spec: ModelSpec) -> None:
-        m = self.manifest
+        m, reads = self.manifest, 0 if spec.text is None else spec.text.length
+        if m.text_length != reads:
+            raise UserError(
+                f"{self.folder}: pairs with captions of {m.text_length} tokens do not fit a model "
+                f"that reads {reads}: make the pairs with a model that reads captions alike"
+            )
         if (m.channels, m.side, m.num_classes) != (spec.channels, spec.side, spec.num_classes):
             raise UserError(
                 f"{self.folder}: pairs of {m.channels}x{m.side}x{m.side}, {m.num_classes} classes, do not fit a model of "
@@ -133,4 +142,6 @@ class PairSource:
             tuple(x0.shape[1:]), "prior"
         )
         label = self.label[rows].to(device) if self.manifest.num_classes else None
-        return Batch(x0, Condition(label=label), Noise(self.order.seed, positions.to(device)), eps)
+        text = None if self.text is None else self.text[rows].to(device)
+        rng = Noise(self.order.seed, positions.to(device))
+        return Batch(x0, Condition(label=label, text=text), rng, eps)

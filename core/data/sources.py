@@ -1,5 +1,5 @@
 """Where images and points come from, by name: `digits`, `fashion_mnist`, `cifar10`, `folder`,
-`checkerboard` and `gaussians`."""
+`emoji`, `checkerboard` and `gaussians`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from pydantic import (
 
 from core.config import Strict
 from core.data.dataset import ImageData
+from core.data.emoji import emoji
 from core.data.folder import folder
 from core.data.points import checkerboard, gaussians
 from core.errors import UserError, nearest
@@ -131,6 +132,7 @@ SOURCES: dict[str, Callable[..., ImageData]] = {
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
     "folder": folder,
+    "emoji": emoji,
     "checkerboard": checkerboard,
     "gaussians": gaussians,
 }
@@ -175,16 +177,16 @@ def load_data(
 
 
 class DataConfig(Strict):
-    """The data set; all keys but the first two are for `folder`."""
+    """The data set; keys after `side` are for `folder`."""
 
     LATER = ("fit", "background", "alpha", "skip_unreadable")
 
     name: str
-    """digits, fashion_mnist, cifar10 or folder; checkerboard or gaussians, points of the plane"""
+    """digits, fashion_mnist, cifar10, emoji or folder; checkerboard or gaussians, of points"""
     root: str | None = None
     """where its files are"""
     side: int | None = Field(None, ge=2, le=4096)
-    """pixels of an image's side"""
+    """pixels of an image's side, of folder (any) and emoji (32 or 64)"""
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """pictures that are not square: keep the centre, pad with the background, or stretch"""
     background: str = "white"

@@ -1,4 +1,5 @@
-"""What steers the blocks of a network: times, a label and a weight of guidance as one vector."""
+"""What steers the blocks of a network: times, a label, a weight of guidance and a caption as one
+vector."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from core.networks.text import Caption, Read, TextConfig
 
 GUIDANCE_SCALE = 4.0  # radians of the fastest wave per unit of the weight: it acts smoothly
 
@@ -53,6 +56,7 @@ class Embedded(nn.Module):
         second_time: embeds a second time r besides t, in a way that starts at nothing.
         guidance: embeds the weight of guidance, in a way that starts at nothing.
         time_scale: what times are multiplied by before they are embedded.
+        text: how captions are read, in a way that starts at nothing; None: they are not.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Embedded(nn.Module):
         second_time: bool = False,
         guidance: bool = False,
         time_scale: float = 1000.0,
+        text: TextConfig | None = None,
     ):
         super().__init__()
         self.waves, self.num_classes, self.time_scale = waves, num_classes, time_scale
@@ -70,6 +75,8 @@ class Embedded(nn.Module):
         self.second_time = embedder(waves, embedding, from_zero=True) if second_time else None
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
         self.guidance = embedder(waves, embedding, from_zero=True) if guidance else None
+        self.text = None if text is None else Caption(text, embedding)
+        self.context = 0 if self.text is None else self.text.width  # numbers of a caption's state
 
     def embedded(
         self,
@@ -78,9 +85,11 @@ class Embedded(nn.Module):
         r: Tensor | None = None,
         label: Tensor | None = None,
         guidance: Tensor | None = None,
-    ) -> Tensor:
-        """The vector [B, E] in x's dtype; t [B] in [0, 1], r [B] or None, label [B] (int64) or None
-        for the null label, guidance [B] or None for none, 1.0."""
+        text: Tensor | None = None,
+    ) -> tuple[Tensor, Read | None]:
+        """The vector [B, E] in x's dtype, and the caption that was read, if captions are; t [B] in
+        [0, 1], r [B] or None, label [B] (int64) or None for the null label, guidance [B] or None
+        for none, 1.0, text [B, L] (int64) or None for the null caption."""
         if (r is not None) != (self.second_time is not None):
             raise ValueError(
                 "r must be given exactly when the network was built with second_time=True"
@@ -91,6 +100,8 @@ class Embedded(nn.Module):
             )
         if self.guidance is None and guidance is not None:
             raise ValueError("this network was built without guidance=True")
+        if self.text is None and text is not None:
+            raise ValueError("this network reads no captions, so text must be None")
 
         def waves(value: Tensor, scale: float) -> Tensor:
             return sinusoidal_embedding(value, self.waves, scale).to(x.dtype)
@@ -103,4 +114,7 @@ class Embedded(nn.Module):
         if self.guidance is not None:
             given = torch.ones_like(t) if guidance is None else guidance.to(t.dtype)
             embedding = embedding + self.guidance(waves(given, GUIDANCE_SCALE))
-        return embedding
+        if self.text is None:
+            return embedding, None
+        caption, pooled = self.text(text, len(x))
+        return embedding + pooled, caption

@@ -44,7 +44,8 @@ class WithHeads(nn.Module):
     """A network whose encoder is shared with a critic (Yin et al. 2024, sec. 4.3): one that has
     `encode`, `decode` and `middle_width`.
 
-    `net(x, t, r, label)` is that network's output F; `net(..., values=True)` is (F, values [B, K]).
+    `net(x, t, r, label, text)` is that network's output F; `net(..., values=True)` is (F, values
+    [B, K]). The critic is told the label alone.
     """
 
     def __init__(self, network: nn.Module):
@@ -58,9 +59,11 @@ class WithHeads(nn.Module):
         t: Tensor,
         r: Tensor | None = None,
         label: Tensor | None = None,
+        text: Tensor | None = None,
         values: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
+        told = {} if text is None else {"text": text}
         if not values:
-            return self.network(x, t, r, label)
-        encoded = self.network.encode(x, t, r, label)
+            return self.network(x, t, r, label, **told)
+        encoded = self.network.encode(x, t, r, label, **told)
         return self.network.decode(encoded), self.heads(encoded.middle, label)

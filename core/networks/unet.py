@@ -19,13 +19,14 @@ from core.errors import UserError
 from core.networks.attention import attend
 from core.networks.base import NetworkBase
 from core.networks.embeddings import Embedded, zeroed
+from core.networks.text import CrossAttention, Read, TextConfig
 from core.setting import GuidanceRange
 
 
 class UNetConfig(NetworkBase):
     """The U-Net's size; see UNet."""
 
-    LATER = ("time_scale", "guidance")
+    LATER = ("time_scale", "guidance", "text")
 
     name: Literal["unet"] = "unet"
     """the network's kind"""
@@ -51,6 +52,8 @@ class UNetConfig(NetworkBase):
     """what times are multiplied by before they are embedded; the derivative in t grows with it"""
     guidance: GuidanceRange | None = None
     """range of the weights of guidance that it is told; null: it is told none"""
+    text: TextConfig | None = None
+    """how it reads captions, which it attends to at the levels `attention`; null: it reads none"""
 
     @field_validator("widths")
     @classmethod
@@ -74,6 +77,7 @@ class UNetConfig(NetworkBase):
             patch=self.patch,
             time_scale=self.time_scale,
             guidance=self.guidance is not None,
+            text=self.text,
         )
 
 
@@ -126,8 +130,22 @@ class SelfAttention(nn.Module):
         return x + self.out(h).transpose(1, 2).reshape(B, C, H, W)
 
 
+class AttentionToText(nn.Module):
+    """Every position attends to the states of a caption, with a residual connection."""
+
+    def __init__(self, channels: int, context: int, head_width: int):
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.attend = CrossAttention(channels, context, max(1, channels // head_width))
+
+    def forward(self, x: Tensor, caption: Read) -> Tensor:
+        h = self.norm(x).flatten(2).transpose(1, 2)  # [B, HW, C]
+        return x + self.attend(h, *caption).transpose(1, 2).view_as(x)
+
+
 class Stage(nn.Module):
-    """A residual block, then attention where the level asks for it."""
+    """A residual block, then attention where the level asks for it: to itself, and to a caption
+    whose states are of `context` numbers, 0 = none."""
 
     def __init__(
         self,
@@ -137,26 +155,32 @@ class Stage(nn.Module):
         dropout: float,
         attention: bool,
         head_width: int,
+        context: int = 0,
     ):
         super().__init__()
         self.block = ResidualBlock(inputs, outputs, embedding, dropout)
         self.attention = SelfAttention(outputs, head_width) if attention else nn.Identity()
+        reads = attention and context
+        self.text = AttentionToText(outputs, context, head_width) if reads else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.attention(self.block(x, embedding))
+    def forward(self, x: Tensor, embedding: Tensor, caption: Read | None = None) -> Tensor:
+        h = self.attention(self.block(x, embedding))
+        return h if self.text is None else self.text(h, caption)
 
 
 class Encoded(NamedTuple):
-    """What the way up is given: the middle's output [B, C, h, w], the skips finest first, and the
-    embedding of times and label [B, E]."""
+    """What the way up is given: the middle's output [B, C, h, w], the skips finest first, the
+    embedding of all that the network is told [B, E], and the caption that was read, if any."""
 
     middle: Tensor
     skips: list[Tensor]
     embedding: Tensor
+    caption: Read | None
 
 
 class UNet(Embedded):
-    """`net(x, t, r, label) -> F`, the raw output; what F means is the Model's business.
+    """`net(x, t, r, label, guidance, text) -> F`, the raw output; what F means is the Model's
+    business.
 
     Args:
         channels, side: of the image; `side` must be divisible by `patch * 2 ** (len(widths) - 1)`.
@@ -172,6 +196,8 @@ class UNet(Embedded):
         time_scale: what times are multiplied by before they are embedded. 1000 is DDPM's; the
             derivative in t grows with it, so methods that differentiate in t want less.
         guidance: embeds the weight of guidance, in a way that starts at nothing.
+        text: how captions are read, which the levels of `attention` attend to, in a way that starts
+            at nothing too; None = none.
 
     Raises:
         UserError: if the image does not fit the network.
@@ -191,6 +217,7 @@ class UNet(Embedded):
         patch: int = 1,
         time_scale: float = 1000.0,
         guidance: bool = False,
+        text: TextConfig | None = None,
     ):
         stride = patch * 2 ** (len(widths) - 1)
         if side % stride:
@@ -202,6 +229,10 @@ class UNet(Embedded):
             raise UserError(
                 f"network.attention names level {bad[0]}, but the levels are 0 to {len(widths) - 1}"
             )
+        if text is not None and not attention:
+            raise UserError(
+                "network.text needs network.attention: captions are attended to at its levels"
+            )
         for level in attention:
             heads = max(1, widths[level] // head_width)
             if widths[level] % heads:
@@ -210,12 +241,13 @@ class UNet(Embedded):
                     f"of level {level}, which network.attention names"
                 )
         embedding = 4 * widths[0]
-        super().__init__(widths[0], embedding, num_classes, second_time, guidance, time_scale)
+        super().__init__(widths[0], embedding, num_classes, second_time, guidance, time_scale, text)
         self.channels, self.side, self.patch = channels, side, patch
         self.middle_width = widths[-1]
 
         def stage(inputs: int, outputs: int, level: int) -> Stage:
-            return Stage(inputs, outputs, embedding, dropout, level in attention, head_width)
+            here = level in attention
+            return Stage(inputs, outputs, embedding, dropout, here, head_width, self.context)
 
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
@@ -253,12 +285,14 @@ class UNet(Embedded):
         r: Tensor | None = None,
         label: Tensor | None = None,
         guidance: Tensor | None = None,
+        text: Tensor | None = None,
         features: bool = False,
     ) -> Tensor:
         """x [B, C, H, W], t [B] in [0, 1], r [B] or None, label [B] (int64) or None for the null
-        label, guidance [B] or None for none, 1.0 -> [B, C, H, W]; with `features` what the encoder
-        sees in place of that: the output of the middle, [B, widths[-1], h, w]."""
-        encoded = self.encode(x, t, r, label, guidance)
+        label, guidance [B] or None for none, 1.0, text [B, L] (int64) or None for the null caption
+        -> [B, C, H, W]; with `features` what the encoder sees in place of that: the output of the
+        middle, [B, widths[-1], h, w]."""
+        encoded = self.encode(x, t, r, label, guidance, text)
         return encoded.middle if features else self.decode(encoded)
 
     def encode(
@@ -268,21 +302,23 @@ class UNet(Embedded):
         r: Tensor | None = None,
         label: Tensor | None = None,
         guidance: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> Encoded:
         """The way down and the middle."""
-        embedding = F.silu(self.embedded(x, t, r, label, guidance))
+        embedding, caption = self.embedded(x, t, r, label, guidance, text)
+        embedding = F.silu(embedding)
         h = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         skips, down = [h], iter(self.down)
         for level in range(len(self.shrink) + 1):
             for _ in range(self.blocks):
-                h = next(down)(h, embedding)
+                h = next(down)(h, embedding, caption)
                 skips.append(h)
             if level < len(self.shrink):
                 h = self.shrink[level](h)
                 skips.append(h)
-        for module in self.middle:
-            h = module(h, embedding)
-        return Encoded(h, skips, embedding)
+        first, last = self.middle
+        h = last(first(h, embedding, caption), embedding)
+        return Encoded(h, skips, embedding, caption)
 
     def decode(self, encoded: Encoded) -> Tensor:
         """The way up, from what `encode` returned: [B, C, H, W]."""
@@ -290,7 +326,8 @@ class UNet(Embedded):
         up = iter(self.up)
         for level in range(len(self.grow) + 1):
             for _ in range(self.blocks + 1):
-                h = next(up)(torch.cat([h, skips.pop()], dim=1), embedding)
+                joined = torch.cat([h, skips.pop()], dim=1)
+                h = next(up)(joined, embedding, encoded.caption)
             if level < len(self.grow):
                 h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
         h = self.head(h)

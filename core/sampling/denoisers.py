@@ -46,8 +46,8 @@ class Conditioned:
 
 
 class Guided:
-    """Classifier-free guidance (Ho and Salimans 2022, eq. 6): F = F_null + scale (F_label -
-    F_null).
+    """Classifier-free guidance (Ho and Salimans 2022, eq. 6): F = F_null + scale (F_told -
+    F_null), told a label, a caption, or both.
 
     The outputs are combined before they are read, which for eps, x0, v and u alike is the paper's
     combination of noise predictions, since all are affine in each other at fixed (x, t). Two
@@ -155,8 +155,10 @@ def check_guidance(spec: ModelSpec, scale: float, interval: Interval | None = No
     without guidance outside of the interval."""
     if scale == 1.0:
         return
-    if not spec.num_classes:
-        raise UserError(f"guidance_scale={scale} needs a class-conditional model; 1.0 is off")
+    if not spec.told:
+        raise UserError(
+            f"guidance_scale={scale} needs a model that is told classes or captions; 1.0 is off"
+        )
     if spec.guidance is not None:
         low, high = spec.guidance
         if not low <= scale <= high:
@@ -171,18 +173,19 @@ def check_guidance(spec: ModelSpec, scale: float, interval: Interval | None = No
         return
     if spec.null_trained is False:
         raise UserError(
-            f"guidance_scale={scale}: this model never learned its null label, which guidance compares "
-            "with; sample its teacher, or train with method.label_dropout above 0"
+            f"guidance_scale={scale}: this model never learned its null label or caption, which "
+            "guidance compares with; sample its teacher, or train with method.label_dropout above 0"
         )
 
 
 def _guided(model: Model, condition: Condition, scale: float) -> Denoiser:
     """Under guidance: in one evaluation where the network is told its weight, else in two."""
-    if condition.label is None:
-        raise UserError(f"guidance_scale={scale} needs labels; 1.0 is off")
+    given = condition.tells(model.spec.num_classes)
+    if given is None:
+        raise UserError(f"guidance_scale={scale} needs labels or captions; 1.0 is off")
     if model.spec.guidance is None:
         return Guided(model, condition, scale)
-    told = torch.full(condition.label.shape, scale, device=condition.label.device)
+    told = torch.full(given.shape, scale, device=given.device)
     return Conditioned(model, condition._replace(guidance=told))
 
 
@@ -196,7 +199,7 @@ def denoiser_for(
     """The denoiser for these options.
 
     Raises:
-        UserError: guidance without classes, or a label outside 0..num_classes (num_classes is the
+        UserError: guidance without classes or captions, or a label outside 0..num_classes (num_classes is the
             null label).
     """
     label, classes = condition.label, model.spec.num_classes

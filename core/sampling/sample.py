@@ -74,10 +74,39 @@ def expected_nfe(model: Model, setting: Setting) -> int:
     return counting.evals
 
 
-def labels_in_turn(spec: ModelSpec, indices: Tensor) -> Condition:
+def condition_in_turn(spec: ModelSpec, indices: Tensor) -> Condition:
     """The condition of samples with these global indices where nobody chose: classes take turns,
-    since a random number of images per class would only add noise to whatever is measured."""
-    return Condition(label=indices % spec.num_classes) if spec.num_classes else UNCONDITIONED
+    and held-out captions too, since a random number of images of each would only add noise to
+    whatever is measured."""
+    label = indices % spec.num_classes if spec.num_classes else None
+    return Condition(label=label, text=spec.text.in_turn(indices) if spec.text else None)
+
+
+def chosen_condition(
+    spec: ModelSpec, indices: Tensor, label: Tensor | int | None, caption: str | None
+) -> Condition:
+    """The condition of these samples [B] where somebody chose a label, a caption, or both: of the
+    two, what was not chosen is null.
+
+    Args:
+        label: one class for all, or a class per sample [B].
+        caption: one for all.
+
+    Raises:
+        UserError: the model is not told what was chosen, or does not know a word of the caption.
+    """
+    count, device = len(indices), indices.device
+    if label is not None and not spec.num_classes:
+        raise UserError("a label is given, but this model is told no classes")
+    if isinstance(label, int):
+        label = torch.full((count,), label)
+    text = None
+    if caption is not None:
+        if spec.text is None:
+            raise UserError("a caption is given, but this model reads none")
+        text = spec.text.tokens([caption]).expand(count, -1)
+    given = (None if part is None else part.to(device) for part in (label, text))
+    return Condition(label=next(given), text=next(given))
 
 
 @torch.no_grad()
@@ -109,25 +138,27 @@ def sample_images(
     seed: int = 0,
     label: Tensor | int | None = None,
     callback: Callback | None = None,
+    caption: str | None = None,
 ) -> Tensor:
-    """The samples with these global indices (int64 [B]) as data are stored, on the CPU: uint8 images
-    [B, C, S, S], or points in float32 [B, D, 1, 1].
+    """The samples with these global indices (int64 [B]) as data are stored, on the CPU: uint8
+    images [B, C, S, S], or points in float32 [B, D, 1, 1].
 
     Args:
-        label: one class for all, or a class per sample [B]; None: classes take turns by index.
+        label: one class for all, or a class per sample [B].
+        caption: one for all. Where neither is given, classes and held-out captions take turns by
+            index.
 
     Raises:
-        UserError: the setting does not fit the model, or a label for an unconditional one, or the
+        UserError: the setting does not fit the model, or it is not told what was chosen, or the
             samples are NaN or infinite.
     """
     rng = Noise(seed, indices.to(model.device))
-    if label is None:
-        condition = labels_in_turn(model.spec, rng.indices)
-    elif not model.spec.num_classes:
-        raise UserError("a label is given, but this model is unconditional")
-    else:
-        given = torch.full((len(indices),), label) if isinstance(label, int) else label
-        condition = Condition(label=given.to(model.device))
+    chosen = label is not None or caption is not None
+    condition = (
+        chosen_condition(model.spec, rng.indices, label, caption)
+        if chosen
+        else condition_in_turn(model.spec, rng.indices)
+    )
     x = sample(model, setting, rng, condition, callback)
     if not torch.isfinite(x).all():
         raise UserError(

@@ -10,6 +10,7 @@ from core.diffusion.parameterisations import ConsistencyFunction, from_denoised
 from core.diffusion.paths import Path, expand
 from core.errors import UserError
 from core.model import Model, ModelSpec
+from core.networks.text import same_tokens
 from core.runs import Run
 from core.sampling.denoisers import check_guidance
 from core.training.method import Context
@@ -68,6 +69,11 @@ def load_flow_teacher(folder: str, context: Context, spec: ModelSpec, guidance: 
         raise UserError(
             f"method.teacher={folder} was trained on {words(own)}, and this run on {words(spec)}: "
             "set data, and model.network.conditional, to fit the teacher"
+        )
+    if not same_tokens(own.text, spec.text):
+        raise UserError(
+            f"method.teacher={folder} reads captions otherwise than this run: give both the same "
+            "model.network.text (captions, length, encoder)"
         )
     if isinstance(own.prediction, ConsistencyFunction) or own.discrete_steps == 1:
         raise UserError(

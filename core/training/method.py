@@ -167,7 +167,7 @@ def mean_square(difference: Tensor) -> Tensor:
 
 def images_and_spec(context: Context, label_dropout: float = 0.0) -> tuple[ImageData, ModelSpec]:
     """The training images, as the network sees them, and the model that config and data together
-    describe. label_dropout: share of labels that the method will replace by the null label."""
+    describe. label_dropout: share of labels and captions that the method will replace by null."""
     data, model = context.data.load(), context.model or ModelConfig()
     spec = ModelSpec(
         **{name: getattr(model, name) for name in ModelConfig.model_fields},
@@ -177,7 +177,7 @@ def images_and_spec(context: Context, label_dropout: float = 0.0) -> tuple[Image
         codec=data.codec,
         null_trained=label_dropout > 0,
     )
-    return data.seen_by(spec.num_classes), spec
+    return data.seen_by(spec.num_classes, spec.text), spec
 
 
 def new_model(spec: ModelSpec, context: Context) -> Model:
@@ -187,9 +187,9 @@ def new_model(spec: ModelSpec, context: Context) -> Model:
 
 
 def drop_labels(batch: Batch, probability: float, null: int) -> Condition:
-    """The batch's condition, each label replaced by the null label with that probability (Ho and
-    Salimans 2022, alg. 1)."""
-    if batch.condition.label is None or probability == 0:
+    """The batch's condition, each label and caption replaced by the null label and the null caption
+    with that probability (Ho and Salimans 2022, alg. 1)."""
+    if batch.condition.tells(null) is None or probability == 0:
         return batch.condition
     return batch.condition.without_label(null, batch.rng.uniform("label-dropout") < probability)
 

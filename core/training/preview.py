@@ -1,4 +1,4 @@
-"""Sample grids during training: the same noise and labels every time."""
+"""Sample grids during training: the same noise, labels and captions every time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.errors import UserError
 from core.model import Model
 from core.noise import Noise
 from core.pictures import save_png, sheet
-from core.sampling.sample import grid_of, labels_in_turn, sample
+from core.sampling.sample import condition_in_turn, grid_of, sample
 from core.setting import Setting
 from core.training.config import LogConfig
 
@@ -36,9 +36,9 @@ def preview_setting(log: LogConfig, model: Model, steps: int | None = None) -> S
 
 @torch.no_grad()
 def save_preview(log: LogConfig, model: Model, file: Path, steps: int | None = None) -> None:
-    """`log.samples` images, classes in rotation."""
+    """`log.samples` images, classes and captions in rotation."""
     rng = Noise(0, torch.arange(log.samples, device=model.device))
-    condition = labels_in_turn(model.spec, rng.indices)
+    condition = condition_in_turn(model.spec, rng.indices)
     images = model.codec.decode(sample(model, preview_setting(log, model, steps), rng, condition))
     picture, scale = sheet(images.cpu(), columns=10)
     save_png(picture, file, scale)

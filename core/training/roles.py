@@ -77,7 +77,8 @@ class Role:
         penalised: the loss differentiates the network's own gradient, which DDP does not support:
             its gradients are averaged over processes after the backward pass instead.
         counted: whether its passes are evaluations in the price; not so a function of time alone.
-        frozen: names of the network's parameters that never learn.
+        frozen: names of the network's parameters that never learn, besides those of its parts that
+            stay as they are (a pretrained text encoder says so by `stays`).
 
     Attributes:
         network: the bare network.
@@ -97,7 +98,7 @@ class Role:
         self.model, self.wrapped, self.penalised = model, model, penalised
         self.counted = counted
         self.network: nn.Module = model.network if isinstance(model, Model) else model
-        self.frozen = frozenset(frozen)
+        self.frozen = frozenset(frozen) | _staying(self.network)
         self.learns(True)
         self.settings = optimizer
         self.average_settings = {"ema": None} if averages is None else averages
@@ -219,6 +220,13 @@ class Role:
         for name, values in state["averages"].items():
             self.averages[name].step.fill_(values["step"])
             self.averages[name].initted.fill_(values["initted"])
+
+
+def _staying(network: nn.Module) -> frozenset[str]:
+    """Names of the parameters of those parts of the network that are as they were trained
+    elsewhere."""
+    parts = [(at, part) for at, part in network.named_modules() if getattr(part, "stays", False)]
+    return frozenset(f"{at}.{name}" for at, part in parts for name, _ in part.named_parameters())
 
 
 def _decay(average: EMA, step: int) -> float:

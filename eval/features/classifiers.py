@@ -1,11 +1,12 @@
 """Small classifiers whose penultimate layer is the feature space where Inception's does not fit:
-8x8 and 28x28 grey images."""
+8x8 and 28x28 grey images, and emoji of 32x32."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,12 @@ class ClassifierSpec:
     """One classifier and the recipe that trained it.
 
     widths: channels after each halving of the side; features: width of the penultimate layer;
-    shift: the augmentation, at most so many pixels in each direction. Nothing else is augmented: a
-    metric should see a mirrored shoe.
+    shift: the augmentation, at most so many pixels in each direction, where `background` comes in.
+    Nothing else is augmented: a metric should see a mirrored shoe. attributes: sizes of what it
+    learns of an image besides its class, by name (core/data/dataset.py, Attribute).
     """
+
+    LATER: ClassVar[dict[str, object]] = {"channels": 1, "background": 0, "attributes": ()}
 
     dataset: str
     side: int
@@ -40,6 +44,9 @@ class ClassifierSpec:
     weight_decay: float = 0.02
     dropout: float = 0.2
     seed: int = 0
+    channels: int = 1
+    background: int = 0
+    attributes: tuple[tuple[str, int], ...] = ()
 
 
 CLASSIFIERS: dict[str, ClassifierSpec] = {
@@ -47,17 +54,29 @@ CLASSIFIERS: dict[str, ClassifierSpec] = {
     "fashion-cnn": ClassifierSpec(
         "fashion_mnist", 28, (16, 32, 64), features=128, epochs=8, shift=1
     ),
+    "emoji-cnn": ClassifierSpec(
+        "emoji",
+        32,
+        (16, 32, 64),
+        features=128,
+        epochs=60,
+        shift=2,
+        num_classes=9,
+        channels=3,
+        background=255,
+        attributes=(("tone", 7), ("gender", 4)),
+    ),
 }
 
 
 class Classifier(nn.Module):
     """Two convolutions and a pooling for each width, then one linear layer: its output, before the
-    activation, is the feature vector. uint8 [N, 1, S, S] in, float32 out."""
+    activation, is the feature vector. uint8 [N, C, S, S] in, float32 out."""
 
     def __init__(self, spec: ClassifierSpec):
         super().__init__()
         self.spec = spec
-        layers, before, side = [], 1, spec.side
+        layers, before, side = [], spec.channels, spec.side
         for width in spec.widths:
             layers += [
                 nn.Conv2d(before, width, 3, padding=1, bias=False),
@@ -75,17 +94,21 @@ class Classifier(nn.Module):
         self.embed = nn.Linear(before * side * side, spec.features)
         self.drop = nn.Dropout(spec.dropout)
         self.head = nn.Linear(spec.features, spec.num_classes)
+        self.more = nn.ModuleDict(
+            {name: nn.Linear(spec.features, size) for name, size in spec.attributes}
+        )
 
     def features(self, images: Tensor) -> Tensor:
-        """uint8 [N, 1, S, S] -> [N, D].
+        """uint8 [N, C, S, S] -> [N, D].
 
         Raises:
             UserError: images of another size or number of channels than the classifier was trained
                 on.
         """
-        if images.dtype != torch.uint8 or images.shape[1:] != (1, self.spec.side, self.spec.side):
+        shape = (self.spec.channels, self.spec.side, self.spec.side)
+        if images.dtype != torch.uint8 or images.shape[1:] != shape:
             raise UserError(
-                f"the classifier for {self.spec.dataset} reads uint8 images of shape (1, {self.spec.side}, {self.spec.side}), "
+                f"the classifier for {self.spec.dataset} reads uint8 images of shape {shape}, "
                 f"not {images.dtype} {tuple(images.shape[1:])}: choose another extractor (inception-v3-compat reads any)"
             )
         return self.embed(self.body(images.float() / 127.5 - 1))
@@ -95,8 +118,14 @@ class Classifier(nn.Module):
         return self.head(self.drop(F.relu(features)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 [N, 1, S, S] -> logits [N, num_classes]."""
+        """uint8 [N, C, S, S] -> logits [N, num_classes]."""
         return self.head_logits(self.features(images))
+
+    def all_logits(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 [N, C, S, S] -> the logits of the class, named "class", and of every attribute."""
+        features = self.features(images)
+        seen = self.drop(F.relu(features))
+        return {"class": self.head(seen)} | {name: to(seen) for name, to in self.more.items()}
 
 
 def weights_path(name: str) -> Path:
@@ -160,16 +189,29 @@ def load_classifier(name: str, path: Path | None = None) -> tuple[Classifier, di
 
 @torch.no_grad()
 def accuracy(
-    classifier: Classifier, images: Tensor, labels: Tensor, batch_size: int = 500
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int = 500,
+    of: str = "class",
 ) -> float:
-    """Share of images [N, 1, S, S] that an eval-mode classifier gives their label [N]."""
-    hits = [
-        (classifier(x).argmax(1) == y).sum()
-        for x, y in zip(images.split(batch_size), labels.split(batch_size))
+    """Share of images [N, C, S, S] that an eval-mode classifier gives their label [N], of the class
+    or of that attribute."""
+    return float((predicted(classifier, images, batch_size)[of] == labels).float().mean())
+
+
+@torch.no_grad()
+def predicted(classifier: Classifier, images: Tensor, batch_size: int = 500) -> dict[str, Tensor]:
+    """int64 [N]: the most likely "class" of images [N, C, S, S], and value of every attribute."""
+    parts = [
+        {k: v.argmax(1) for k, v in classifier.all_logits(x).items()}
+        for x in images.split(batch_size)
     ]
-    return float(torch.stack(hits).sum()) / len(images)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def recipe(spec: ClassifierSpec) -> str:
     """The recipe as JSON, for a weights file's header."""
-    return json.dumps(spec.__dict__)
+    later = spec.LATER
+    kept = {k: v for k, v in spec.__dict__.items() if k not in later or v != later[k]}
+    return json.dumps(kept)

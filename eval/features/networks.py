@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.errors import UserError, nearest, reason
-from core.files import load_tensors
 from core.model import ModelSpec
+from core.tensors import load_tensors
 from eval.features.classifiers import CLASSIFIERS, load_classifier
 from eval.features.extractors import EXTRACTORS, InceptionExtractor, weights_file
 from eval.features.inception import inception_network

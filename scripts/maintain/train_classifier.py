@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from core.data import load_data
+from core.data import ImageData, load_data
 from core.errors import command_line
 from eval.features.classifiers import (
     CLASSIFIERS,
@@ -24,10 +24,10 @@ from eval.features.classifiers import (
 )
 
 
-def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """uint8 [B, C, S, S], each image moved by up to `most` pixels in each direction, zeros (black)
+def shifted(images: Tensor, most: int, generator: torch.Generator, background: int = 0) -> Tensor:
+    """uint8 [B, C, S, S], each image moved by up to `most` pixels in each direction, the background
     coming in."""
-    padded = F.pad(images, [most] * 4)
+    padded = F.pad(images, [most] * 4, value=background)
     side, span = images.shape[-1], 2 * most + 1
     # One slice for each of the few offsets is quicker than a gather for each image.
     offset = torch.randint(span * span, (len(images),), generator=generator)
@@ -38,9 +38,16 @@ def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     return out
 
 
-def train(name: str, root: str | None, progress: bool = True) -> tuple[Classifier, float]:
-    """Trains classifier `name` by its recipe; returns it, rounded as stored, and its accuracy on
-    the test split."""
+def labels_of(data: ImageData, what: str) -> Tensor:
+    """int64 [N]: the class of each image, or an attribute."""
+    return data.labels if what == "class" else data.attributes[what].labels
+
+
+def train(
+    name: str, root: str | None, progress: bool = True
+) -> tuple[Classifier, dict[str, float]]:
+    """Trains classifier `name` by its recipe; returns it, rounded as stored, and its accuracies on
+    the test split: that of the "class", and of each attribute."""
     spec = CLASSIFIERS[name]
     data, test = load_data(spec.dataset, "train", root), load_data(spec.dataset, "test", root)
     torch.manual_seed(spec.seed)
@@ -59,10 +66,13 @@ def train(name: str, root: str | None, progress: bool = True) -> tuple[Classifie
             for index in order[: len(data) // spec.batch_size * spec.batch_size].split(
                 spec.batch_size
             ):
-                images = shifted(data.images[index], spec.shift, generator)
+                images = shifted(data.images[index], spec.shift, generator, spec.background)
                 with torch.autocast("cpu", torch.bfloat16):
-                    logits = classifier(images)
-                loss = F.cross_entropy(logits.float(), data.labels[index])
+                    logits = classifier.all_logits(images)
+                loss = sum(
+                    F.cross_entropy(part.float(), labels_of(data, what)[index])
+                    for what, part in logits.items()
+                )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -71,7 +81,10 @@ def train(name: str, root: str | None, progress: bool = True) -> tuple[Classifie
             bar.set_postfix(loss=f"{loss.item():.3f}")
     round_to_stored(classifier)
     classifier.eval().to(memory_format=torch.contiguous_format)
-    return classifier, accuracy(classifier, test.images, test.labels)
+    wanted = ["class", *dict(spec.attributes)]
+    return classifier, {
+        what: accuracy(classifier, test.images, labels_of(test, what), of=what) for what in wanted
+    }
 
 
 @command_line
@@ -87,9 +100,11 @@ def main() -> None:
     name = names[options.dataset]
     classifier, reached = train(name, options.root)
     out = options.out or weights_path(name)
-    metadata = {"test_accuracy": f"{reached:.4f}", "recipe": recipe(CLASSIFIERS[name])}
+    metadata = {"test_accuracy": f"{reached.pop('class'):.4f}", "recipe": recipe(CLASSIFIERS[name])}
+    metadata |= {f"test_accuracy_{what}": f"{share:.4f}" for what, share in reached.items()}
     save_classifier(classifier, out, metadata)
-    print(f"{name}: test accuracy {reached:.2%}, {out} ({out.stat().st_size / 1000:.0f} kB)")
+    words = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in metadata.items() if k != "recipe")
+    print(f"{name}: {words}, {out} ({out.stat().st_size / 1000:.0f} kB)")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,12 @@ def export(run: Run, out: Path) -> str:
             f"{run.folder}: network {spec.network.name} is no denoiser and is not exported"
         )
     if isinstance(spec.network, UNetConfig):
-        for key, ours in (("second_time", False), ("time_scale", 1000.0), ("guidance", None)):
+        for key, ours in (
+            ("second_time", False),
+            ("time_scale", 1000.0),
+            ("guidance", None),
+            ("text", None),
+        ):
             if (value := getattr(spec.network, key)) != ours:
                 raise UserError(
                     f"{run.folder}: network.{key} = {value}: diffusers' networks have no such "

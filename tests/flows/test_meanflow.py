@@ -193,7 +193,7 @@ def test_what_guidance_cannot_do_is_refused():
         parse(MeanFlowConfig, values, "test")
     with pytest.raises(UserError, match="a teacher guides itself"):
         parse(MeanFlowConfig, values | {"teacher": "x", "guidance_mix": 0.5}, "test")
-    with pytest.raises(UserError, match="needs a class-conditional model"):
+    with pytest.raises(UserError, match="needs classes or captions"):
         method(AffineInXOfTwoTimes(), guidance=2.0, label_dropout=0.1)
 
 

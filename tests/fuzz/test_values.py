@@ -24,7 +24,7 @@ from core.data import DataConfig
 from core.errors import UserError
 from core.noise import Noise
 from core.pairs import generate_pairs
-from core.sampling.sample import labels_in_turn, sample
+from core.sampling.sample import condition_in_turn, sample
 from core.setting import Setting
 from core.training.config import check_run_folder, parse_run_config
 from core.training.method import Context
@@ -158,7 +158,7 @@ def test_settings(laboratory, away, method):
             if calls == 20:
                 raise Enough
 
-        x = sample(model, setting, Noise(0, indices), labels_in_turn(run.spec, indices), count)
+        x = sample(model, setting, Noise(0, indices), condition_in_turn(run.spec, indices), count)
         with pytest.raises(UserError) if not torch.isfinite(x).all() else suppress():
             lab.sample(run, setting, n=2)
 

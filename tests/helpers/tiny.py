@@ -63,7 +63,9 @@ def train_tiny(folder: Path | str, name: str = "ddpm", **options) -> Trainer:
     accelerator = Accelerator(cpu=True)
     method = cls.from_config(
         config.method,
-        Context(config.data, config.model, config.train.seed, accelerator.device, load, feature_network),
+        Context(
+            config.data, config.model, config.train.seed, accelerator.device, load, feature_network
+        ),
     )
     trainer = Trainer(config, method, accelerator)
     trainer.run()

@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from torch import nn
 
 from core.errors import UserError
-from core.files import read_tensors
+from core.tensors import read_tensors
 from core.training.snapshots import (
     SnapshotConfig,
     _average,
