@@ -61,9 +61,10 @@ def generate_pairs(
         seed=seed,
         guidance_scale=guidance_scale,
         shard=shard,
-        channels=run.spec.channels,
-        side=run.spec.side,
+        channels=run.spec.shape[0],
+        side=run.spec.shape[1],
         num_classes=classes,
+        codec=run.spec.codec_sha256,
     )
     grid_of(setting, run.model)  # refused before anything is written
     manifest = read_manifest(folder) or Manifest(**recipe.model_dump())

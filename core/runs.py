@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from core.autoencoders import kept_codec
+from core.codec import LatentSpec
 from core.data import DataConfig
 from core.errors import UserError, nearest
 from core.files import sha256_of
@@ -152,7 +154,9 @@ def _read_run(
     average = configured if half_life is None else "average"
     file = checkpoint / f"{weights}.safetensors"
     check_file(file)
-    model = read_spec(file).build()
+    spec = read_spec(file)
+    codec = kept_codec(spec.codec, folder) if isinstance(spec.codec, LatentSpec) else None
+    model = spec.build(codec)
     load_weights(model.network, file)
     model = model.to(device).eval().requires_grad_(False)
     return Run(

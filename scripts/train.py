@@ -82,7 +82,14 @@ def train(config: RunConfig, cpu: bool = False) -> None:
     cls = method_class(config.method.name)
     method = cls.from_config(
         config.method,
-        Context(config.data, config.model, config.train.seed, accelerator.device, load),
+        Context(
+            config.data,
+            config.model,
+            config.train.seed,
+            accelerator.device,
+            load,
+            Path(config.run).parent / ".cache",
+        ),
     )
     Trainer(config, method, accelerator).run()
     accelerator.end_training()

@@ -99,7 +99,7 @@ class PostTraining(Method):
         source, spec = student_source(run, context), run.spec
         torch.manual_seed(context.seed + 1)
         critic = Encoder(
-            config.critic, spec.channels, spec.side, spec.num_classes, 1, projection=True
+            config.critic, *spec.shape[:2], spec.num_classes, 1, projection=True
         )
         method = cls(config, run.model, critic.to(context.device), source)
         method.started_from = {run.name: run.weights_sha256}

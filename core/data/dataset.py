@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core.codec import CODECS
+from core.codec import CODECS, Codec
 from core.condition import Condition
 from core.data.densities import Density
+from core.data.encoded import Encoded
 from core.noise import Noise
 
 
@@ -22,9 +23,9 @@ class ImageData:
 
     images: as they are stored, uint8 [N, C, H, W], or points in float32 [N, D, 1, 1]; labels: int64
     [N], all 0 where there are no classes; num_classes: 0 = none; flip: whether a mirrored image is
-    as good an image; class_names: by label, () where they are not known; codec: the name of what
-    turns them into what a network sees; density: of points, the exact distribution that they were
-    drawn from."""
+    as good an image; class_names: by label, () where they are not known; codec: what turns them
+    into what a network sees; encoded: the images as a codec with weights has encoded them; density:
+    of points, the exact distribution that they were drawn from."""
 
     name: str
     split: str
@@ -33,7 +34,8 @@ class ImageData:
     num_classes: int
     flip: bool = False
     class_names: tuple[str, ...] = ()
-    codec: str = "pixels"
+    codec: Codec = CODECS["pixels"]
+    encoded: Encoded | None = None
     density: Density | None = None
 
     def __len__(self) -> int:
@@ -102,7 +104,6 @@ class ImageSource:
 
     def __init__(self, data: ImageData, seed: int):
         self.data, self.order = data, EpochOrder(len(data), seed)
-        self.codec = CODECS[data.codec]
 
     @property
     def sha256(self) -> str:
@@ -113,11 +114,19 @@ class ImageSource:
         seen)."""
         index = self.order(positions)
         rng = Noise(self.order.seed, positions.to(device))
-        images = self.data.images[index].to(device, non_blocking=True)
-        if self.data.flip:
-            mirrored = (rng.uniform("flip") < 0.5).view(-1, 1, 1, 1)
-            images = torch.where(mirrored, images.flip(-1), images)
+        mirrored = rng.uniform("flip") < 0.5 if self.data.flip else None
         label = None
         if self.data.num_classes:
             label = self.data.labels[index].to(device, non_blocking=True)
-        return Batch(self.codec.encode(images), Condition(label=label), rng)
+        return Batch(self._seen(index, mirrored, rng), Condition(label=label), rng)
+
+    def _seen(self, index: Tensor, mirrored: Tensor | None, rng: Noise) -> Tensor:
+        """The samples of these indices [B] as the network sees them, those that `mirrored` marks
+        flipped."""
+        data, device = self.data, rng.indices.device
+        if data.encoded is not None:
+            return data.encoded.draw(index, mirrored, rng)
+        images = data.images[index].to(device, non_blocking=True)
+        if mirrored is not None:
+            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+        return data.codec.encode(images)

@@ -69,6 +69,11 @@ def load_flow_teacher(folder: str, context: Context, spec: ModelSpec, guidance: 
             f"method.teacher={folder} was trained on {words(own)}, and this run on {words(spec)}: "
             "set data, and model.network.conditional, to fit the teacher"
         )
+    if own.codec_sha256 != spec.codec_sha256:
+        raise UserError(
+            f"method.teacher={folder} sees images through another codec: set data.codec to the "
+            "autoencoder that it was trained with, or leave it out where that has none"
+        )
     if isinstance(own.prediction, ConsistencyFunction) or own.discrete_steps == 1:
         raise UserError(
             f"method.teacher={folder} maps noise to data and has no velocity: take a diffusion "
