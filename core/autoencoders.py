@@ -15,7 +15,14 @@ import torch
 from core.codec import Codec, Latents, LatentSpec
 from core.config import parse
 from core.errors import UserError
-from core.files import load_tensors, read_json, tensors_sha256, whole_folder, write_tensors, write_text
+from core.files import (
+    load_tensors,
+    read_json,
+    tensors_sha256,
+    whole_folder,
+    write_tensors,
+    write_text,
+)
 from core.networks.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 
 FOLDER = "autoencoder"  # in the folder of a run in latents
@@ -43,7 +50,11 @@ def diffusers_config(network: AutoencoderKL, spec: LatentSpec) -> dict:
     """The config.json of an autoencoder."""
     config, channels = network.config, network.channels
     levels = len(config.widths)
-    values: dict[str, Any] = {"_class_name": CLASS, "in_channels": channels, "out_channels": channels}
+    values: dict[str, Any] = {
+        "_class_name": CLASS,
+        "in_channels": channels,
+        "out_channels": channels,
+    }
     values |= {name: [block] * levels for name, block in BLOCKS.items()}
     values |= {theirs: getattr(config, ours) for ours, (theirs, _) in KEYS.items()}
     return values | FIXED | {"scaling_factor": spec.scale, "shift_factor": spec.shift or None}
@@ -103,7 +114,9 @@ def read_autoencoder(folder: Path, name: str | None = None) -> Latents:
         scale, shift = float(values.get("scaling_factor", 0.18215)), values.get("shift_factor")
         shift = float(shift or 0.0)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{file}: scaling_factor and shift_factor are no numbers: {mend}") from error
+        raise UserError(
+            f"{file}: scaling_factor and shift_factor are no numbers: {mend}"
+        ) from error
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise UserError(f"{folder / WEIGHTS[0]} is missing: {mend}")
@@ -145,11 +158,16 @@ def keep_autoencoder(codec: Codec, run: Path) -> None:
     Raises:
         UserError: another one is there, or a damaged one.
     """
-    if isinstance(codec, Latents):
-        if (run / FOLDER).exists():
-            kept_codec(codec.spec, run)
-        else:
-            write_autoencoder(codec, run / FOLDER)
+    if not isinstance(codec, Latents):
+        return
+    if not (run / FOLDER).exists():
+        write_autoencoder(codec, run / FOLDER)
+    elif (found := read_autoencoder(run / FOLDER).sha256) != codec.sha256:
+        raise UserError(
+            f"{run} was begun with another autoencoder (that in {run / FOLDER} has the sha256 "
+            f"{found[:12]}, and the one given {codec.sha256[:12]}): bring that back to go on, or give "
+            "run=ANOTHER_FOLDER to train with this one"
+        )
 
 
 def kept_codec(spec: LatentSpec, run: Path) -> Latents:

@@ -81,6 +81,11 @@ class LatentSpec(Strict):
     shift: float = 0.0
     """what is taken off them before"""
 
+    def words(self, channels: int, side: int) -> str:
+        """What rows call it, for images [channels, side, side]."""
+        shape = "x".join(map(str, self.shape(channels, side)))
+        return f"latents {shape} of {self.autoencoder} ({self.sha256[:12]})"
+
     def shape(self, channels: int, side: int) -> tuple[int, ...]:
         """Of the latents of one image [channels, side, side]; raises UserError where the images do
         not fit the autoencoder."""

@@ -13,7 +13,7 @@ import torch
 from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
-from core.codec import CODECS, Codec, CodecSpec, seen_shape
+from core.codec import CODECS, Codec, CodecSpec, LatentSpec, seen_shape
 from core.condition import UNCONDITIONED, Condition
 from core.config import Strict
 from core.diffusion.parameterisations import (
@@ -90,6 +90,12 @@ class ModelSpec(ModelConfig):
         return seen_shape(self.codec, self.channels, self.side)
 
     @property
+    def codec_words(self) -> str | None:
+        """What rows call the latents that the network sees; None where it sees the data."""
+        latent = isinstance(self.codec, LatentSpec)
+        return self.codec.words(self.channels, self.side) if latent else None
+
+    @property
     def codec_sha256(self) -> str | None:
         """Of the weights of the codec; None where it has none."""
         return getattr(self.codec, "sha256", None)
@@ -138,7 +144,7 @@ class Model(nn.Module):
             raise ValueError(f"a model with the codec {spec.codec} is made with that codec")
         self.codec: Codec = codec
 
-    def with_network(self, network: nn.Module, **changes: Any) -> Model:
+    def with_network(self, network: nn.Module, /, **changes: Any) -> Model:
         """The same model of another network, a wrapped, an averaged or a copied one, with these
         values of its spec changed."""
         spec = self.spec.model_copy(update=changes) if changes else self.spec

@@ -187,6 +187,7 @@ def balance(error: Tensor, value: Tensor, weight: Tensor) -> Tensor:
     """[]: the norm of the gradient of the mean of `error` [B] in `weight` over that of `value` [B],
     at most 1e4, without gradient."""
     of_error, of_value = (
-        torch.autograd.grad(part.mean(), weight, retain_graph=True)[0].norm() for part in (error, value)
+        torch.autograd.grad(part.mean(), weight, retain_graph=True)[0].norm()
+        for part in (error, value)
     )
     return (of_error / (of_value + 1e-4)).clamp(0, 1e4).detach()

@@ -36,7 +36,9 @@ class Encoded(NamedTuple):
 PART = 512  # images between two movements of the progress bar
 
 
-def encoded(images: Tensor, flip: bool, codec: Latents, file: Path, device: torch.device) -> Encoded:
+def encoded(
+    images: Tensor, flip: bool, codec: Latents, file: Path, device: torch.device
+) -> Encoded:
     """All `images` (uint8 [N, C, S, S]), from `file` or, where that is not there, encoded and put
     there. Of several processes one encodes, and the others wait for it."""
     names = ("mean", "std")

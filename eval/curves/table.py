@@ -5,7 +5,7 @@ from __future__ import annotations
 from eval.curves.series import (
     by_protocol,
     errors_label,
-    floor_of,
+    floors_of,
     protocol_label,
     series_label,
     series_of,
@@ -15,7 +15,7 @@ from eval.text import markdown, markdown_table, number, text_table
 
 
 def curve_cells(group: list[Row], steps: list[int] | None = None) -> list[list[str]]:
-    """Header and body of one group's table: its series and its floor by steps (None: all that any
+    """Header and body of one group's table: its series and its floors by steps (None: all that any
     series has; a floor stands in the first column)."""
     series = [{row.steps: row for row in points} for points in series_of(group).values()]
     if steps is None:
@@ -24,7 +24,7 @@ def curve_cells(group: list[Row], steps: list[int] | None = None) -> list[list[s
     for points in series:
         cells = [number(points[s].fid, points[s].fid_std) if s in points else "" for s in steps]
         body.append([series_label(next(iter(points.values())), group), *cells])
-    if floor := floor_of(group):
+    for floor in floors_of(group):
         cells = [number(floor.fid, floor.fid_std), *[""] * (len(steps) - 1)]
         body.append([series_label(floor, group), *cells])
     return [["steps", *map(str, steps)], *body]

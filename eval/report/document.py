@@ -25,6 +25,7 @@ from core.runs import Load
 from eval.curves.series import (
     by_protocol,
     floor_of,
+    floors_of,
     measured,
     protocol_label,
     series_label,
@@ -218,7 +219,7 @@ def group_data(rows: list[Row], data: list[dict]) -> list[dict]:
                     if any(row[key] is not None for row in there)
                 },
                 "points": [{"row": place[id(row)], "series": index[row.series]} for row in shown],
-                "floors": [place[id(row)] for row in group if row.is_floor],
+                "floors": [place[id(row)] for row in floors_of(group)],
             }
         )
     return groups
