@@ -170,16 +170,16 @@ def keep_autoencoder(codec: Codec, run: Path) -> None:
         )
 
 
-def kept_codec(spec: LatentSpec, run: Path) -> Latents:
-    """The codec of a run's spec, from the run's folder.
+def kept_codec(spec: LatentSpec, folder: Path) -> Latents:
+    """The codec of a model's spec, from the folder that the model keeps it in.
 
     Raises:
         UserError: it is missing or damaged, or no longer the one that the run was trained with.
     """
-    codec = read_autoencoder(run / FOLDER, spec.autoencoder)
+    codec = read_autoencoder(folder, spec.autoencoder)
     if codec.spec != spec:
         raise UserError(
-            f"{run / FOLDER} is not the autoencoder that this run was trained with (sha256 "
+            f"{folder} is not the autoencoder that this run was trained with (sha256 "
             f"{codec.sha256[:12]}, and {spec.sha256[:12]} then): copy it again from where it is whole"
         )
     return codec

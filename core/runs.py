@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from core.autoencoders import kept_codec
+from core.autoencoders import FOLDER, kept_codec
 from core.codec import LatentSpec
 from core.data import DataConfig
 from core.errors import UserError, nearest
@@ -155,7 +155,7 @@ def _read_run(
     file = checkpoint / f"{weights}.safetensors"
     check_file(file)
     spec = read_spec(file)
-    codec = kept_codec(spec.codec, folder) if isinstance(spec.codec, LatentSpec) else None
+    codec = kept_codec(spec.codec, folder / FOLDER) if isinstance(spec.codec, LatentSpec) else None
     model = spec.build(codec)
     load_weights(model.network, file)
     model = model.to(device).eval().requires_grad_(False)

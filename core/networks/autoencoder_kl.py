@@ -8,6 +8,7 @@ attention over all places. Weights go from here to diffusers and back without a 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -148,7 +149,7 @@ class _Level(nn.Module):
     ):
         super().__init__()
         sizes = [inputs, *[outputs] * count]
-        pairs = zip(sizes, sizes[1:], strict=False)
+        pairs = pairwise(sizes)
         self.resnets = nn.ModuleList(_ResNet(config, a, b) for a, b in pairs)
         self.downsamplers = nn.ModuleList([_Down(outputs)] if resampled == "down" else [])
         self.upsamplers = nn.ModuleList([_Up(outputs)] if resampled == "up" else [])

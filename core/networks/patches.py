@@ -3,6 +3,7 @@ sec. 3.2.2)."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field
@@ -34,7 +35,7 @@ class PatchCritic(nn.Module):
     def __init__(self, config: PatchConfig, channels: int):
         super().__init__()
         sizes = (channels, *config.widths)
-        pairs = list(zip(sizes, sizes[1:], strict=False))
+        pairs = list(pairwise(sizes))
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairs)
         self.norms = nn.ModuleList(group_norm(b) for _, b in pairs[1:])
         self.last = nn.Conv2d(sizes[-1], 1, 3, padding=1)
