@@ -38,7 +38,7 @@ class AutoencoderKLMethodConfig(MethodConfig):
     kl_weight: float = Field(default=1e-6, ge=0, le=1e6)
     """weight of the divergence from the standard normal distribution, both summed over numbers"""
     adversarial_weight: float = Field(default=0.0, ge=0, le=1e6)
-    """weight of the adversarial term, beside the balance of gradients; 0 = off"""
+    """weight of the adversarial term, the mean value of the critic's patches; 0 = off"""
     adversarial_start: float = Field(default=0.5, gt=0, lt=1)
     """share of the budget before the adversarial term sets in"""
     critic: PatchConfig = PatchConfig()
@@ -50,21 +50,21 @@ class AutoencoderKLMethodConfig(MethodConfig):
 class Autoencoder(Method):
     """Encoder E to a normal distribution for each latent, decoder D from a sample of it:
 
-        min |x - D(z)| + kl_weight KL(q(z | x) || N(0, I)) - adversarial_weight lambda C(D(z))
+        min |x - D(z)| + kl_weight KL(q(z | x) || N(0, I)) - adversarial_weight C(D(z))
         critic: min max(0, 1 - C(x)) + max(0, 1 + C(D(z)))
 
-    (eq. 25, app. G), all per number of the image. The critic C gives a value to each patch and sets
-    in after `adversarial_start` of the budget, as a second stage. lambda is the ratio of the
-    gradients of the reconstruction and of C in the decoder's last layer, at most 1e4 (as in Esser
-    et al. 2021, eq. 7). When training ends, the scale of the latents is measured on the first
-    10,000 images: one over the standard deviation of all their numbers, sampled from the posterior
-    (app. G); diffusion models see latents times that scale.
+    (eq. 25, app. G), the first two per number of the image. The critic C gives a value to each
+    patch and sets in after `adversarial_start` of the budget, as a second stage. When training
+    ends, the scale of the latents is measured on the first 10,000 images: one over the standard
+    deviation of all their numbers, sampled from the posterior (app. G); diffusion models see
+    latents times that scale.
 
     Deviations: no perceptual term (the paper's distance in VGG features has weights that are not at
     hand here, and a distance in an extractor's own features would be trained on what sweeps measure
     in), so small textures blur; the reconstruction error is not divided by a learned variance, as
-    the authors' code has it with the variance held at 1. The critic's optimiser is AdamW. Its
-    passes count as a network's; the two gradients of lambda, which are those of one layer, do not.
+    the authors' code has it with the variance held at 1; the adversarial weight is not balanced by
+    the ratio of two gradients, as it is there, since that ratio is of the images that a process
+    happens to have. The critic's optimiser is AdamW.
 
     Sampled like a generator, it decodes noise: what its prior alone gives, which with so small a KL
     weight is no image.
@@ -130,8 +130,7 @@ class Autoencoder(Method):
         loss = error + self.config.kl_weight * divergence(mean, log_variance) / x[0].numel()
         if progress.stage == 1:
             value = -self.roles["critic"].model(made).float().mean(1)
-            last = self.student.network.decoder.conv_out.weight
-            loss = loss + self.config.adversarial_weight * balance(error, value, last) * value
+            loss = loss + self.config.adversarial_weight * value
         return Loss(loss, t)
 
     def _reconstruct(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,13 +180,3 @@ def latent_shape(spec) -> tuple[int, ...]:
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """[B]: KL(N(mean, variance) || N(0, I)), summed over the numbers of each sample."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1)
-
-
-def balance(error: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-    """[]: the norm of the gradient of the mean of `error` [B] in `weight` over that of `value` [B],
-    at most 1e4, without gradient."""
-    of_error, of_value = (
-        torch.autograd.grad(part.mean(), weight, retain_graph=True)[0].norm()
-        for part in (error, value)
-    )
-    return (of_error / (of_value + 1e-4)).clamp(0, 1e4).detach()

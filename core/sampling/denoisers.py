@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from core.codec import LatentSpec
 from core.condition import UNCONDITIONED, Condition
 from core.diffusion.parameterisations import Denoised
 from core.diffusion.paths import Path, expand
@@ -144,6 +145,15 @@ def check_guidance(spec: ModelSpec, scale: float) -> None:
         )
 
 
+def check_threshold(spec: ModelSpec, threshold: Threshold) -> None:
+    """Raises UserError where x0 has no range that it could be clipped to."""
+    if threshold != "none" and isinstance(spec.codec, LatentSpec):
+        raise UserError(
+            f"threshold={threshold} clips to the range of pixels, which the latents of this model "
+            "do not have: take none"
+        )
+
+
 def denoiser_for(
     model: Model,
     condition: Condition = UNCONDITIONED,
@@ -153,8 +163,8 @@ def denoiser_for(
     """The denoiser for these options.
 
     Raises:
-        UserError: guidance without classes, or a label outside 0..num_classes (num_classes is the
-            null label).
+        UserError: guidance without classes, a threshold on latents, or a label outside
+            0..num_classes (num_classes is the null label).
     """
     label, classes = condition.label, model.spec.num_classes
     if label is not None and len(label):
@@ -164,6 +174,7 @@ def denoiser_for(
                 f"(and {classes}, null)"
             )
     check_guidance(model.spec, guidance_scale)
+    check_threshold(model.spec, threshold)
     guided = guidance_scale != 1.0
     if guided and label is not None and model.spec.guidance is not None:
         told = torch.full(label.shape, guidance_scale, device=label.device)

@@ -12,7 +12,7 @@ from core.diffusion.paths import Path
 from core.errors import UserError, nearest
 from core.model import Model, ModelSpec
 from core.noise import Noise
-from core.sampling.denoisers import check_guidance, denoiser_for
+from core.sampling.denoisers import check_guidance, check_threshold, denoiser_for
 from core.sampling.solvers import Callback, Sampler, make_sampler
 from core.setting import Setting
 
@@ -56,6 +56,7 @@ def expected_nfe(model: Model, setting: Setting) -> int:
         UserError: the setting does not fit the model.
     """
     check_guidance(model.spec, setting.guidance_scale)
+    check_threshold(model.spec, setting.threshold)
     counting, rng = _Counting(model.path), Noise(0, torch.zeros(1, dtype=torch.int64))
     grid = grid_of(setting, model)
     sampler_of(setting).run(counting, torch.zeros(1, 1, 1, 1), grid, rng, **setting.options)

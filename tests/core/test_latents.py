@@ -21,7 +21,7 @@ from core.data.pairs import PairSource
 from core.errors import UserError
 from core.noise import Noise
 from core.pairs import generate_pairs
-from core.sampling.sample import sample_images
+from core.sampling.sample import expected_nfe, sample_images
 from core.setting import Setting
 from core.training.config import parse_run_config
 from core.training.method import Context, training_data
@@ -127,6 +127,15 @@ def _context(runs: Path, codec: Path | None, **data) -> Context:
     values = tiny_config("x", data={"codec": codec and str(codec), **data})
     config = parse_run_config(values, method_class("ddpm"), "test")
     return Context(config.data, config.model, 0, CPU, load, runs / ".cache")
+
+
+def test_latents_are_not_clipped_to_the_range_of_pixels(runs):
+    model = load(runs / "teacher").model
+    clipped = DDIM.model_copy(update={"threshold": "static"})
+    for ask in (lambda: expected_nfe(model, clipped),
+                lambda: sample_images(model, clipped, torch.arange(2))):  # fmt: skip
+        with pytest.raises(UserError, match="threshold=static clips to the range of pixels"):
+            ask()
 
 
 def test_decoding_is_no_evaluation(runs):
