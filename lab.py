@@ -13,8 +13,9 @@ from core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from core.model import Model
+    from core.model import Model, ModelSpec
     from core.runs import Run
     from core.setting import Setting
     from core.training.method import Method
@@ -74,7 +75,7 @@ def load(
     """A trained model: a run folder, a folder in diffusers' format, or a hub id.
 
     Args:
-        weights: "ema" or "raw".
+        weights: "ema", "raw", or "half-life 3000", in images, of a run with snapshots.
         steps: how many steps it will be sampled in, for runs that keep a model per number of steps.
 
     Raises:
@@ -83,6 +84,17 @@ def load(
     from core.runs import load_run
 
     return load_run(folder, weights, device, steps, [_named(place) for place in FORMATS])
+
+
+def feature_network(name: str, spec: ModelSpec, device: torch.device | str = "cpu") -> nn.Module:
+    """The feature network of that name for samples of `spec`, as a critic on features sees it.
+
+    Raises:
+        UserError: see eval.features.networks.feature_network.
+    """
+    from eval.features.networks import feature_network as network
+
+    return network(name, spec, device)
 
 
 def sample(
@@ -150,6 +162,7 @@ def evaluate(
         "threshold": chosen.threshold,
         "grid": chosen.grid,
         "options": chosen.options,
+        "guidance_interval": chosen.guidance_interval,
     }
     with tempfile.TemporaryDirectory() as folder:
         values = {"out": f"{folder}/rows.jsonl", "n": n, "extractor": extractor, "floor": False}

@@ -15,15 +15,9 @@ import torch
 from core.codec import Codec, Latents, LatentSpec
 from core.config import parse
 from core.errors import UserError
-from core.files import (
-    load_tensors,
-    read_json,
-    tensors_sha256,
-    whole_folder,
-    write_tensors,
-    write_text,
-)
+from core.files import read_json, whole_folder, write_text
 from core.networks.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from core.tensors import load_tensors, tensors_sha256, write_tensors
 
 FOLDER = "autoencoder"  # in the folder of a run in latents
 CLASS = "AutoencoderKL"

@@ -20,11 +20,13 @@ class Codec(Protocol):
     """From stored samples [B, C, S, S], images in uint8 or points in float32, to the network's float
     tensors and back.
 
-    stored: their type. spec: what says of the codec all but its weights. sha256: of its weights,
-    None where it has none.
+    stored: their type. spacing: the distance of neighbouring stored values as the network sees
+    them, None where values are continuous. spec: what says of the codec all but its weights.
+    sha256: of its weights, None where it has none.
     """
 
     stored: torch.dtype
+    spacing: float | None
     spec: CodecSpec
     sha256: str | None
 
@@ -37,6 +39,7 @@ class Pixels:
     """The network sees the pixels: uint8 [0, 255] as float32 [-1, 1]."""
 
     stored, spec, sha256 = torch.uint8, "pixels", None
+    spacing = 1 / 127.5
 
     def encode(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return images.to(dtype) / 127.5 - 1
@@ -50,6 +53,7 @@ class Identity:
     """The network sees points as they are: float32 [B, D, 1, 1], of variance about 1."""
 
     stored, spec, sha256 = torch.float32, "identity", None
+    spacing = None
 
     def encode(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return images.to(dtype)
@@ -123,7 +127,7 @@ class Latents:
             as they are, not scaled, of images in [-1, 1]. It is moved to wherever a sample is.
     """
 
-    stored = torch.uint8
+    stored, spacing = torch.uint8, None
     PART = 64  # images that are encoded or decoded at once: activations are large
 
     def __init__(self, spec: LatentSpec, autoencoder: nn.Module):

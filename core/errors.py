@@ -10,19 +10,30 @@ from contextlib import suppress
 from difflib import get_close_matches
 from functools import wraps
 
+LONGEST = 1500  # characters of a line
+
 
 class UserError(Exception):
     """One clear line: what is wrong, where, and what to do. Command lines print it and exit with
     code 2."""
 
     def __str__(self) -> str:
-        return one_line(super().__str__())
+        return one_short_line(super().__str__())
 
 
 def one_line(text: object) -> str:
     """`text` with newlines and other characters that do not print written as escapes, such as
     \\n: names of files and keys may hold any."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def one_short_line(text: object) -> str:
+    """`one_line`, without its middle where it has more than LONGEST characters: what a command was
+    given may be of any length."""
+    line = one_line(text)
+    if len(line) <= LONGEST:
+        return line
+    return f"{line[: LONGEST * 2 // 3]} [...] {line[-LONGEST // 3 + 8 :]}"
 
 
 def reason(error: BaseException, limit: int = 120) -> str:
@@ -42,7 +53,7 @@ def nearest(name: str, known) -> str:
 ALLOCATOR = ("not enough memory", "can't allocate memory")  # PyTorch's own, on a processor
 
 
-def _words(error: Exception) -> str | None:
+def in_words(error: Exception) -> str | None:
     """The line for what is no fault of the program: the user's input, the machine's memory, or a
     place that cannot be read or written. None for anything else."""
     if isinstance(error, UserError):
@@ -50,7 +61,7 @@ def _words(error: Exception) -> str | None:
     if isinstance(error, OSError):
         places = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
         what = os.strerror(error.errno) if error.errno else reason(error)
-        return one_line(f"{places}: {what}" if places else what)
+        return one_short_line(f"{places}: {what}" if places else what)
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if memory or (isinstance(error, RuntimeError) and any(w in str(error) for w in ALLOCATOR)):
         return f"out of memory ({reason(error)}): make the batch or the network smaller"
@@ -92,7 +103,7 @@ def command_line(main: Callable[[], None]) -> Callable[[], None]:
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             sys.exit(130)
         except Exception as error:
-            if (words := _words(error)) is None:
+            if (words := in_words(error)) is None:
                 raise
             print(f"error: {words}", file=sys.stderr)
             sys.exit(2)

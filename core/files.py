@@ -1,4 +1,5 @@
-"""Files and folders that are whole or not there, tensors with a checksum, and text in UTF-8."""
+"""Files and folders that are whole or not there, places that are tried ahead of work, and text in
+UTF-8."""
 
 from __future__ import annotations
 
@@ -6,18 +7,14 @@ import hashlib
 import json
 import os
 import shutil
-import sys
-import warnings
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError
 
 from core.errors import UserError, reason
 
@@ -147,6 +144,46 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         _remove(partial)
 
 
+def check_place(path: str | Path, folder: bool = False) -> None:
+    """Tries, ahead of the work, whether a file can be written to `path`, or with `folder` files in a
+    folder of that name. Leaves nothing behind.
+
+    Raises:
+        UserError: not, because of what is there, who may write there, or a disk that is full.
+    """
+    place = _place(path, folder)
+    above = place if folder else place.parent
+    with _named(path):
+        while not above.exists():
+            above = above.parent
+        with tempfile.TemporaryFile(dir=above) as file:
+            file.write(bytes(4096))
+            file.flush()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a text file, on disk when this returns. Where that fails the file is as it was.
+
+    Raises:
+        UserError: `path` is no regular file, or cannot be written.
+    """
+    left, place = line.encode() + b"\n", _place(path, folder=False)
+    with _named(path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        size = os.fstat(file).st_size
+        try:
+            while left:
+                left = left[os.write(file, left) :]
+            os.fsync(file)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(file, size)
+            raise
+        finally:
+            os.close(file)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file in UTF-8."""
     with whole_file(path) as partial:
@@ -178,96 +215,4 @@ def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest()
-
-
-def write_tensors(
-    path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None
-) -> None:
-    """Writes safetensors with a checksum of the tensors; `about` is kept in the header."""
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    about = about or {}
-    with whole_file(path) as partial:
-        save_file(tensors, partial, metadata={**about, "sha256": _sha256(tensors, about)})
-
-
-def _sha256(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
-    """The checksum of tensors and what is said about them."""
-    digest = tensors_sha256(tensors)
-    if not about:
-        return digest
-    return hashlib.sha256((digest + json.dumps(about, sort_keys=True)).encode()).hexdigest()
-
-
-@contextmanager
-def open_tensors(path: Path) -> Iterator[Any]:
-    """A safetensors file, open: `keys()`, `get_tensor(name)`, `metadata()`.
-
-    Raises:
-        OSError: it is missing or damaged, or went away as it was read, for which torch and the
-            library have two more kinds of error.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, RuntimeError) as error:
-        raise OSError(str(error)) from error
-
-
-def read_tensors(
-    path: Path, consequence: str, names: Iterable[str] = ()
-) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """(tensors, about) as `write_tensors` was given them; None if there is no such file.
-
-    A file that fails its checksum, or lacks one of `names`, counts as none: a warning names it and
-    the `consequence`.
-    """
-    if not path.is_file():
-        return None
-    try:
-        with open_tensors(path) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            about = dict(file.metadata() or {})
-        # Features kept by earlier versions have no checksum, or one of the tensors alone
-        written, known = (
-            about.pop("sha256", None),
-            (_sha256(tensors, about), tensors_sha256(tensors)),
-        )
-        if (written is None or written in known) and tensors.keys() >= set(names):
-            return tensors, about
-    except OSError:
-        pass
-    print(f"warning: {path} is damaged; {consequence}", file=sys.stderr, flush=True)
-    return None
-
-
-def load_tensors(file: Path, complaint: str) -> dict[str, Tensor]:
-    """The named tensors, on the CPU, of a file that others wrote: safetensors, or pickled by
-    torch.save. Nothing in it is run.
-
-    Raises:
-        UserError: the `complaint` about the file and the reason, where it is damaged or holds
-            anything but named tensors.
-    """
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error says it all
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever a file that is no archive leads it to
-        raise UserError(f"{file} {complaint}: {reason(error)}") from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        raise UserError(f"{file} {complaint}: it holds more than named tensors")
-    return dict(state)
-
-
-def tensors_sha256(tensors: dict[str, Tensor]) -> str:
-    """The hash of names, shapes and values, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + str(tuple(tensors[name].shape)).encode())
-        digest.update(tensors[name].cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

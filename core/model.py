@@ -17,14 +17,16 @@ from core.codec import CODECS, Codec, CodecSpec, LatentSpec, seen_shape
 from core.condition import UNCONDITIONED, Condition
 from core.config import Strict
 from core.diffusion.parameterisations import (
+    ConsistencyFunction,
     Denoised,
     Parameterisation,
     Prediction,
     PredictionConfig,
     from_denoised,
     make_parameterisation,
+    refuse_zero,
 )
-from core.diffusion.paths import PATHS, Path, make_path
+from core.diffusion.paths import PATHS, Path, expand, make_path
 from core.diffusion.tables import BetaTable
 from core.errors import UserError
 from core.networks import NetworkConfig
@@ -181,8 +183,8 @@ class Model(nn.Module):
         if not hasattr(self.network, "encode"):
             raise UserError(
                 f"network '{self.spec.network.name}' does not show what its encoder sees, which a "
-                "critic on its features needs: take a U-Net or DiT of this repository, or switch that "
-                "critic off"
+                "critic on its features needs: take a U-Net, DiT or perceptron of this repository, or "
+                "switch that critic off"
             )
 
     def ask(
@@ -222,6 +224,27 @@ class Model(nn.Module):
 
     def eps(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONED) -> Tensor:
         return self.denoised(x, t, condition).eps
+
+    def score(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONED) -> Tensor:
+        """The score, the gradient of log p_t at x: -eps / sigma_t (Song et al. 2021, sec. 3.3, by
+        Tweedie's formula), [B, ...]. Of teachers and flows: the x0 of a consistency function is
+        where its flow ends and no mean over data, so it has no score.
+
+        Raises:
+            SingularTime: at clean data, where sigma is 0. UserError: a consistency function.
+        """
+        self.check_denoises()
+        sigma = self.path.sigma(t)
+        refuse_zero(sigma, "the score of data without noise is not known (sigma is 0)")
+        return -self.eps(x, t, condition) / expand(sigma, x)
+
+    def check_denoises(self) -> None:
+        """Raises UserError for a model whose guess of x0 is not the mean E[x0 | x_t]."""
+        if isinstance(self.spec.prediction, ConsistencyFunction):
+            raise UserError(
+                f"a {self.spec.prediction} guesses where its flow ends and not the mean of the data "
+                "behind x_t, so it has no score and no density: take its teacher"
+            )
 
     def u(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONED) -> Tensor:
         """The velocity dx/dt of the probability-flow ODE."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,6 +18,13 @@ from torch import Tensor
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+@lru_cache(maxsize=256)
+def _constants(key: tuple[int, int], device: torch.device) -> Tensor:
+    """[11, 2]: the multipliers, then the keys of the ten rounds. They travel to a GPU once."""
+    keys = [[(k + n * w) & MASK for k, w in zip(key, WEYL, strict=True)] for n in range(10)]
+    return torch.tensor([MULTIPLIERS, *keys], device=device)
 
 
 def philox(
@@ -27,15 +35,12 @@ def philox(
     # The two halves of a round are alike: they are one tensor each way, which takes half as many
     # operations, and that is what a GPU waits for.
     even, odd = torch.stack((counter[0], counter[2])), torch.stack((counter[1], counter[3]))
-    column = (2, *[1] * counter[0].ndim)
-    keys, weyl, multipliers = (
-        torch.tensor(pair, device=even.device).view(column) for pair in (key, WEYL, MULTIPLIERS)
-    )
-    for _ in range(10):
+    constants = _constants(key, even.device).view(11, 2, *[1] * counter[0].ndim)
+    multipliers, *keys = constants.unbind()
+    for round_key in keys:
         # An int64 product wraps, but its bits are those of the unsigned product.
         product = (even * multipliers).flip(0)
-        even, odd = ((product >> 32) & MASK) ^ odd ^ keys, product & MASK
-        keys = (keys + weyl) & MASK
+        even, odd = ((product >> 32) & MASK) ^ odd ^ round_key, product & MASK
     return even[0], odd[0], even[1], odd[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from core.condition import Condition
 from core.counting import count_evals
 from core.data.pairs import Manifest, PairRecipe, read_manifest, shard_name, write_manifest
 from core.errors import UserError
-from core.files import sha256_of, whole_file
+from core.files import check_place, sha256_of, whole_file
+from core.locks import only_one
 from core.noise import Noise
 from core.runs import Run
 from core.sampling.sample import grid_of, sample, sampler_of
@@ -33,14 +35,15 @@ def generate_pairs(
     batch_size: int = 256,
 ) -> None:
     """Samples `count` images deterministically and stores them with the address of their noise;
-    goes on where it stopped.
+    goes on where it stopped, and makes shards again that are not what was written.
 
     A shard holds x0 (float16, unclamped) [n, C, H, W], label int64 [n] and index int64 [n]. The
     noise of sample i is not stored: it is Noise(seed, i).normal(..., "prior"), exactly
     reproducible, at half the disk space.
 
     Raises:
-        UserError: a stochastic sampler, or a folder that holds pairs of another recipe.
+        UserError: a stochastic sampler, a folder that holds pairs of another recipe, or one in
+            which another process makes pairs.
     """
     setting = Setting(sampler=sampler, steps=steps, guidance_scale=guidance_scale)
     if sampler_of(setting).stochastic:
@@ -67,6 +70,16 @@ def generate_pairs(
         codec=run.spec.codec_sha256,
     )
     grid_of(setting, run.model)  # refused before anything is written
+    check_place(folder, folder=True)
+    busy = f"another process makes pairs in {folder}: wait for it, or give another out="
+    with only_one(folder, busy):
+        manifest = _begun(folder, recipe)
+        folder.mkdir(parents=True, exist_ok=True)
+        _make_shards(run, folder, setting, manifest, batch_size)
+
+
+def _begun(folder: Path, recipe: PairRecipe) -> Manifest:
+    """What there is of a recipe's pairs, but for shards that were damaged or have gone."""
     manifest = read_manifest(folder) or Manifest(**recipe.model_dump())
     for key, value in recipe.model_dump().items():
         if getattr(manifest, key) != value:
@@ -74,8 +87,26 @@ def generate_pairs(
                 f"{folder} holds pairs of another recipe: {key} is {getattr(manifest, key)!r} there and {value!r} here; "
                 "choose another folder, or delete that one"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = -(-count // shard)
+    whole = {name: sha for name, sha in manifest.shards.items() if _is_whole(folder / name, sha)}
+    for name in manifest.shards.keys() - whole.keys():
+        print(f"{folder / name} is damaged or missing and is made again", file=sys.stderr)
+        if (folder / name).is_symlink():  # what it leads to is not written
+            (folder / name).unlink()
+    kept = len(whole) / max(len(manifest.shards), 1)
+    spent = {"evals": manifest.evals * kept, "seconds": manifest.seconds * kept}
+    return manifest.model_copy(update={"shards": whole, **spent})
+
+
+def _is_whole(file: Path, sha256: str) -> bool:
+    return file.is_file() and sha256_of(file) == sha256
+
+
+def _make_shards(
+    run: Run, folder: Path, setting: Setting, manifest: Manifest, batch_size: int
+) -> None:
+    """The shards that the manifest lacks, each followed by a manifest that names it."""
+    count, shard, seed = manifest.count, manifest.shard, manifest.seed
+    shards, classes = -(-count // shard), manifest.num_classes
     done = min(len(manifest.shards) * shard, count)
     with tqdm(
         total=count, initial=done, desc=f"pairs of {run.name}", unit="img", dynamic_ncols=True

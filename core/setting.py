@@ -21,12 +21,22 @@ def _increasing(guidance: tuple[float, float]) -> tuple[float, float]:
     return guidance
 
 
+def _forwards(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError(f"{list(interval)}: the first time must not be above the second")
+    return interval
+
+
 GuidanceRange = Annotated[tuple[GuidanceScale, GuidanceScale], AfterValidator(_increasing)]
+Time = Annotated[float, Field(ge=0, le=1)]
+GuidanceInterval = Annotated[tuple[Time, Time], AfterValidator(_forwards)]
 Option = Annotated[float, Field(ge=-1000, le=1000)]
 
 
 class Setting(Strict):
     """How a model is sampled. Names are checked where they are used (core/sampling/sample.py)."""
+
+    LATER = ("guidance_interval",)
 
     sampler: str
     """name of a solver (core/sampling/solvers)"""
@@ -40,17 +50,30 @@ class Setting(Strict):
     """clipping of the guess of x0 at every step"""
     options: dict[str, Option] = {}
     """the sampler's own options, such as eta of ddim"""
+    guidance_interval: GuidanceInterval | None = None
+    """the times that guidance acts at, both ends included; null: all"""
 
     def key(self) -> tuple:
-        """All values, hashable, in a fixed order."""
+        """All values, hashable, in a fixed order; what was added later only where it is given, so
+        that keys from before stay."""
         options = tuple(sorted(self.options.items()))
-        return (self.sampler, self.steps, self.grid, self.guidance_scale, self.threshold, options)
+        later = () if self.guidance_interval is None else (self.guidance_interval,)
+        usual = (self.sampler, self.steps, self.grid, self.guidance_scale, self.threshold, options)
+        return usual + later
+
+    def guidance_words(self) -> str:
+        """The guidance in words, "guidance 2 in [0.3, 0.8]"; empty where it is off."""
+        if self.guidance_scale == 1.0:
+            return ""
+        within = self.guidance_interval
+        words = "" if within is None else f" in [{within[0]:g}, {within[1]:g}]"
+        return f"guidance {self.guidance_scale:g}{words}"
 
     def label(self) -> str:
         """The setting in words, for messages: "ddim eta 0.5, guidance 2, 8 steps"."""
         words = [" ".join([self.sampler, *(f"{k} {v:g}" for k, v in sorted(self.options.items()))])]
-        if self.guidance_scale != 1.0:
-            words.append(f"guidance {self.guidance_scale:g}")
+        if guidance := self.guidance_words():
+            words.append(guidance)
         if self.threshold != "none":
             words.append(f"threshold {self.threshold}")
         if self.grid is not None:

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from core.config import parse
 from core.errors import UserError, reason
-from core.files import open_tensors
 from core.model import ModelSpec, upgraded
+from core.tensors import open_tensors
 
 
 def save_weights(path: Path, state: dict[str, torch.Tensor], spec: ModelSpec) -> None:

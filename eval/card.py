@@ -14,15 +14,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from core.config import Strict, parse
 from core.errors import UserError
 from core.files import read_json
 from core.runs import Load
-from core.setting import GuidanceScale, Option, Steps, Threshold
+from core.setting import GuidanceInterval, GuidanceScale, Option, Steps, Threshold
 from eval.curves.series import by_protocol, measured
 from eval.curves_file import read_rows
 from eval.rows import Count, Positive, Real, Row, Whole, earlier_versions, said
@@ -51,6 +51,7 @@ class Expected(Strict):
     threshold: Threshold | None = None
     grid: str | None = None
     options: dict[str, Option] = {}
+    guidance_interval: Annotated[GuidanceInterval, Field(strict=False)] | None = None
     nfe: Positive | None = None
     metric: str = "Fréchet distance"
     ema: str | None = None
@@ -182,6 +183,7 @@ def sweep_of(
         "threshold": row.threshold,
         "grid": row.grid,
         "options": row.options,
+        "guidance_interval": row.guidance_interval,
     }
     values = {
         "out": str(out),

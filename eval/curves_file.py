@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout  # PyTorch depends on it
 
 from core.errors import UserError
+from core.files import append_line, check_place
 from eval.rows import Row, Unmeasured, parse_row
 
 NAMED = 5  # lines that a warning names
@@ -86,8 +86,7 @@ def drop_torn_line(path: Path) -> None:
         return
     whole, _, last = content.rpartition(b"\n")
     if not _torn(last):
-        with open(path, "ab") as file:
-            file.write(b"\n")
+        append_line(path, "")
         return
     print(f"{path}: its last line was cut off and is measured again", file=sys.stderr)
     with open(path, "r+b") as file:
@@ -100,8 +99,11 @@ def only_writer(path: Path) -> Iterator[None]:
     would measure points twice.
 
     Raises:
-        UserError: another one is at it.
+        UserError: another one is at it, or the file cannot be written.
     """
+    check_place(path)
+    if path.exists():
+        open(path, "ab").close()  # whether it may be appended to
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
@@ -118,9 +120,4 @@ def only_writer(path: Path) -> Iterator[None]:
 
 def append_row(path: Path, row: Row) -> None:
     """Adds one line, on disk when this returns."""
-    line = row.json_line().encode() + b"\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(path, row.json_line())

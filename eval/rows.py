@@ -18,7 +18,7 @@ from core.config import Strict
 from core.errors import UserError
 from core.runs import weights_in_words
 from core.sampling.solvers import OLD_NAMES
-from core.setting import GuidanceScale, Option, Setting, Steps, Threshold
+from core.setting import GuidanceInterval, GuidanceScale, Option, Setting, Steps, Threshold
 from eval.settings import normal
 
 # Distances of points of the plane (eval/metrics/points.py), which no features come between
@@ -114,6 +114,8 @@ class Row(Strict):
     """what the critics saw that the model was trained by; never those of `extractor`"""
     codec: str | None = None
     """latents that the network saw, by their shape and their autoencoder; null: the data"""
+    guidance_interval: Annotated[GuidanceInterval, Field(strict=False)] | None = None
+    """the times that guidance acts at; null: all"""
 
     @model_validator(mode="before")
     @classmethod
@@ -162,12 +164,29 @@ class Row(Strict):
                 guidance_scale=1.0 if self.guidance_scale is None else self.guidance_scale,
                 threshold=self.threshold or "none",
                 options=self.options,
+                guidance_interval=self.guidance_interval,
             )
         )
 
     @property
     def protocol(self) -> Protocol:
         return Protocol(*(getattr(self, name) for name in Protocol._fields))
+
+    @property
+    def members(self) -> tuple[Row, ...]:
+        """The rows that this one is the mean of: itself, but for a mean over training seeds
+        (eval/curves/seeds.py)."""
+        return (self,)
+
+    @property
+    def repeats(self) -> int:
+        """Independent measurements that `fid` is the mean of; `fid_std` is of one."""
+        return self.sets
+
+    @property
+    def bar(self) -> float | None:
+        """The error that tables and pictures show beside `fid`."""
+        return self.fid_std
 
     @property
     def samples_key(self) -> tuple:

@@ -12,8 +12,11 @@ def grid_name(setting: Setting) -> str:
 
 
 def normal(setting: Setting) -> Setting:
-    """The same setting without what its sampler does anyway: its own grid, options at their
-    defaults. A sampler that is not known here keeps both."""
+    """The same setting without what it does anyway: an interval of guidance that is off or acts at
+    all times, its sampler's own grid, options at their defaults. A sampler that is not known here
+    keeps the last two."""
+    if setting.guidance_scale == 1.0 or setting.guidance_interval == (0, 1):
+        setting = setting.model_copy(update={"guidance_interval": None})
     sampler = SAMPLERS.get(setting.sampler)
     if sampler is None:
         return setting

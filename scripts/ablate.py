@@ -25,7 +25,7 @@ from pathlib import Path
 
 from core.config import apply_overrides
 from core.errors import UserError, command_line
-from core.files import write_text
+from core.files import check_place, write_text
 from eval.ablation.cells import Note, Trial, is_open, make_cells, read_note, trials_of
 from eval.ablation.config import base_run, read_study
 from eval.ablation.plots import plot_axes
@@ -88,7 +88,7 @@ def run_study(planned: Planned, runner: Runner, retry: bool = False) -> Study:
         task = write_task(trial, resolved(trial.values, str(trial.note)))
         command = (sys.executable, "-m", "scripts.ablate_cell", str(task))
         after = frozenset(made & set(_needs(planned.planner, trial.cell.values)))
-        jobs.append(Job(trial.folder.name, command, after))
+        jobs.append(Job(trial.note.stem, command, after))
     if todo:
         copy_shipped(planned.steps)
     failed = runner(jobs) if jobs else {}
@@ -98,9 +98,9 @@ def run_study(planned: Planned, runner: Runner, retry: bool = False) -> Study:
 
 def _lost(trial: Trial, jobs: list[Job], failed: dict[str, int]) -> Note | None:
     """Of a training that left no note: it was ended from outside, or never begun."""
-    if (code := failed.get(trial.folder.name)) is not None:
+    if (code := failed.get(trial.note.stem)) is not None:
         return Note(failed=f"its process ended with exit code {code}")
-    after = next((job.after for job in jobs if job.name == trial.folder.name), frozenset())
+    after = next((job.after for job in jobs if job.name == trial.note.stem), frozenset())
     missing = sorted(after & failed.keys() or failed) if after else ()
     return Note(failed=f"not begun: {missing[0]} failed, which it needs") if missing else None
 
@@ -149,10 +149,12 @@ def main() -> None:
     print(plan_words(planned.study, planned.steps, planned.runs), flush=True)
     if a.dry_run:
         return
+    check_place(planned.out, folder=True)
     # wandb groups the runs of a study where log.wandb asks for it
     os.environ.setdefault("WANDB_RUN_GROUP", planned.study.name)
     study = planned.study
     if not a.table:
+        check_place(planned.runs / "ablations", folder=True)
         study = run_study(planned, _runner(a, planned.out), a.retry)
     write_results(study, planned.out)
     print((planned.out / "table.md").read_text(encoding="utf-8"))

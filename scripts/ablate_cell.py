@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout  # PyTorch depends on it
 
 from core.config import Strict, parse, read_config
-from core.errors import UserError, command_line, reason
+from core.errors import command_line, in_words, reason
 from core.files import write_text
 from core.training.config import RunConfig
 from core.training.trainer import TrainingDiverged
@@ -74,8 +74,7 @@ def run_task(file: Path) -> None:
             train(config, cpu=task.sweep.device == "cpu")
             rows = run_sweep(task.sweep, load)
         except Exception as error:
-            known = isinstance(error, UserError)
-            words = str(error) if known else f"{type(error).__name__}: {reason(error)}"
+            words = in_words(error) or f"{type(error).__name__}: {reason(error)}"
             diverged = isinstance(error, TrainingDiverged)
             write_note(note, task.sweep, Note(failed=words, diverged=diverged))
             raise

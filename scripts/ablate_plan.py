@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
+from core.training.checkpoints import read_newest
 from core.training.config import BudgetConfig
 from core.training.origin import read_origin, read_price
 from eval.ablation.cells import Cell, Note, is_open, named
@@ -40,10 +40,11 @@ def _state(note: Note | None) -> str:
 
 def _cost(study: Study, runs: Path) -> str:
     pairs = list(zip(study.trials, study.notes, strict=True))
-    todo = [trial for trial, note in pairs if is_open(note)]
-    every, words = [trial.cell for trial in study.trials], []
+    # Cells may share a training
+    todo = {t.folder: t.cell for t, note in pairs if is_open(note)}
+    every, words = {t.folder: t.cell for t in study.trials}, []
     known = prices(runs)
-    for trials, which in ((every, "in all"), ([t.cell for t in todo], "to do")):
+    for trials, which in ((list(every.values()), "in all"), (list(todo.values()), "to do")):
         evals, images, seconds = 0.0, 0, 0.0
         for cell in trials:
             method, budget = _budget(cell)
@@ -72,15 +73,9 @@ def prices(runs: Path) -> dict[str, float]:
     """Seconds of training per network evaluation, by method: the median of the runs that are
     there, and of what studies trained."""
     found: dict[str, list[float]] = {}
-    for price in _price_files(runs):
-        paid, name = read_price(price.parent), read_origin(price.parents[2]).method.name
-        if paid.evals > 0 and paid.seconds > 0:
+    for config in sorted([*runs.glob("*/config.yaml"), *runs.glob("ablations/*/config.yaml")]):
+        paid = read_newest(config.parent, read_price)
+        if paid and paid.evals > 0 and paid.seconds > 0:
+            name = read_origin(config.parent).method.name
             found.setdefault(name, []).append(paid.seconds / paid.evals)
     return {name: median(values) for name, values in found.items()}
-
-
-def _price_files(runs: Path) -> Iterable[Path]:
-    for folder in (runs, runs / "ablations"):
-        for price in sorted(folder.glob("*/checkpoints/*/price.json")):
-            if (price.parents[2] / "config.yaml").is_file():
-                yield price

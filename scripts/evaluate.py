@@ -64,7 +64,9 @@ def main() -> None:
         help="a sweep's YAML file, then key=value overrides (with --run: overrides only)",
     )
     parser.add_argument("--run", help="a run, a diffusers folder or a hub id, instead of a config")
-    parser.add_argument("--weights", default="ema", help="ema or raw (default: %(default)s)")
+    parser.add_argument(
+        "--weights", default="ema", help="ema, raw or 'half-life N' (default: %(default)s)"
+    )
     add_setting_options(parser, several=True)
     parser.add_argument(
         "--extractor",

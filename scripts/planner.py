@@ -12,6 +12,7 @@ from pathlib import Path
 from core.config import apply_overrides, read_config
 from core.errors import UserError, nearest
 from core.files import whole_folder
+from eval.curves.seeds import seeded
 from scripts.lanes import Job, cores
 
 SCRIPTS = {"run": "scripts.train", "pairs": "scripts.pairs", "sweep": "scripts.evaluate"}
@@ -75,11 +76,40 @@ def moved_to(values: dict, dataset: str, runs: str) -> list[str]:
     ]
 
 
+def measured_seeds(sweep: Config) -> Iterator[tuple[str, int]]:
+    """(run, seed) of every training that a sweep measures: the run's place, and its seed where the
+    sweep names seeds, else 0."""
+    values = sweep.values
+    for entry in values["entries"]:
+        for seed in entry.get("seeds") or values.get("seeds") or (0,):
+            yield os.path.normpath(f"{values.get('runs') or '.'}/{entry['run']}"), seed
+
+
+def _with_seeds(configs: dict[str, Config]) -> dict[str, Config]:
+    """The configs, and of each run one for every other training seed that a sweep measures: the
+    same with that seed, in a folder of its own. What it starts from is what the run starts from."""
+    found = dict(configs)
+    makers = {os.path.normpath(c.makes()): n for n, c in configs.items() if c.kind == "run"}
+    for sweep in configs.values():
+        for run, seed in measured_seeds(sweep) if sweep.kind == "sweep" else ():
+            if seed and (name := makers.get(run)):
+                config = configs[name]
+                changes = [f"train.seed={seed}", f"run={seeded(run, seed)}"]
+                moved = [*(m for m in config.moved if not m.startswith("run=")), *changes]
+                values = apply_overrides(config.values, changes)
+                found[seeded(name, seed)] = Config(config.file, "run", moved, values)
+    return found
+
+
 def read_configs(
-    dataset: str, runs: str | None = None, root: Path | None = None
+    dataset: str,
+    runs: str | None = None,
+    root: Path | None = None,
+    seeds: tuple[int, ...] = (),
 ) -> dict[str, Config]:
     """The configs of a data set by name, in `root` (None: configs/). Values that begin with
-    runs/DATASET begin with `runs` instead."""
+    runs/DATASET begin with `runs` instead, and sweeps measure the training `seeds` if any are
+    given, but for entries that name their own. Runs are there for every seed that is measured."""
     root = root or Path(os.environ.get("CONFIGS", "configs"))
     known = [folder.name for folder in root.glob("*") if folder.is_dir()]
     if dataset not in known:
@@ -89,8 +119,9 @@ def read_configs(
         values = read_config(file)
         moved = moved_to(values, dataset, runs) if runs else []
         if kind := _kind(values):
+            moved += [f"seeds={list(seeds)}"] if seeds and kind == "sweep" else []
             configs[file.stem] = Config(file, kind, moved, apply_overrides(values, moved))
-    return configs
+    return _with_seeds(configs)
 
 
 class Planner:
@@ -127,9 +158,8 @@ class Planner:
         """The runs that a sweep's entries name; raises UserError where `sweep` is none."""
         if sweep not in self.configs or self.configs[sweep].kind != "sweep":
             raise UserError(f"unknown sweep '{sweep}'{nearest(sweep, self.sweeps())}")
-        values = self.configs[sweep].values
-        folder = values.get("runs") or "."
-        return self.makers_of({e["run"]: f"{folder}/{e['run']}" for e in values["entries"]})
+        runs = [seeded(run, seed) for run, seed in measured_seeds(self.configs[sweep])]
+        return self.makers_of(dict(zip(runs, runs)))
 
     def plan(self, goals: list[str], overrides: list[str] = ()) -> list[Step]:
         """A goal is made by its config and the overrides. What it needs is made by its config too,
@@ -208,7 +238,9 @@ def _is_weights_alone(folder: Path) -> bool:
     from core.training.checkpoints import latest_checkpoint
 
     checkpoint = latest_checkpoint(folder)
-    return checkpoint is not None and not (checkpoint / "state.pt").exists()
+    if checkpoint is None or (checkpoint / "state.pt").exists():
+        return False
+    return latest_checkpoint(folder) == checkpoint  # else its training has replaced it just now
 
 
 def _processes() -> int:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from core.errors import UserError, command_line
-from core.files import write_text
+from core.files import check_place, write_text
 from core.pictures import samples_file
 from eval.curves.compare import select
 from eval.curves.plots import plot_all
@@ -64,6 +64,9 @@ def draw(
     if only:
         rows = select(rows, only) + [row for row in rows if row.is_floor]
     ratios = [ratio_tables(rows, relative_to)] if relative_to else []  # refused ahead of all writes
+    check_place(out, folder=True)
+    if markdown:
+        check_place(markdown)
     written = plot_all(rows, curves[0].parent, out)
     if markdown:
         tables = [markdown_tables(rows), *ratios, ranking_tables(rows), trade_off_tables(rows)]

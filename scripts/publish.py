@@ -18,7 +18,6 @@ from pathlib import Path
 from core.errors import UserError, command_line
 from core.files import whole_folder
 from core.pictures import read_samples, samples_file
-from eval.curves.series import measured
 from eval.curves_file import read_measured, read_rows
 from eval.report.document import write_report
 from eval.report.paths import plot_paths
@@ -146,7 +145,7 @@ def publish(source: Path, target: Path) -> None:
         solvers = copy_solvers(source / "solvers", staged / "solvers")
         teacher = "teacher" if any(row.run == "teacher" for row in rows) else None
         draw([staged / "curves.jsonl"], staged, staged / "table.md", teacher)
-        plot_paths(measured(rows), source, staged / "trajectories.png", load)
+        plot_paths(rows, source, staged / "trajectories.png", load)
         write_report(staged / "curves.jsonl", staged / "report.html", load, source)
         if solvers:  # of one run, by their protocol
             row = next((row for row in solvers if not row.is_floor), solvers[0])

@@ -12,6 +12,8 @@ config whose `run` that is. What is there already goes on as it was begun, and i
 it is finished; the same command goes on after an interruption.
 
     RUNS=FOLDER       where runs go, in place of runs/DATASET
+    SEEDS=0,1,2       training seeds of what sweeps measure, but for entries that name their own:
+                      the run of seed k > 0 is NAME-seedk, and starts from what NAME starts from
     SHIPPED=no        train a teacher that is missing, also where one ships with this repository
     CONFIGS=FOLDER    where the folder DATASET is (default: configs)"""
 
@@ -25,6 +27,7 @@ from pathlib import Path
 from core.errors import UserError, command_line, nearest
 from scripts.lanes import run_jobs
 from scripts.planner import Planner, copy_shipped, read_configs
+from scripts.setting_options import numbers
 
 
 @command_line
@@ -44,7 +47,10 @@ def main() -> None:
     a = parser.parse_intermixed_args()
     runs = os.path.normpath(os.environ.get("RUNS") or f"runs/{a.dataset}")
     shipped = None if os.environ.get("SHIPPED") == "no" else Path("teachers/shipped")
-    planner = Planner(read_configs(a.dataset, runs), shipped)
+    seeds = numbers(os.environ["SEEDS"], int, "SEEDS") if os.environ.get("SEEDS") else ()
+    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"SEEDS={os.environ['SEEDS']}: from 0 up, and each once")
+    planner = Planner(read_configs(a.dataset, runs, seeds=tuple(seeds)), shipped)
     goals = [name for name in a.names if "=" not in name]
     overrides = [name for name in a.names if "=" in name]
     if (a.all or a.sweeps or a.sweep) and a.names:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import lab
 from core.errors import UserError, command_line
+from core.files import check_place
 from core.pictures import check_drawable, save_png, sheet, tile
 from core.sampling.sample import sample_images
 from core.sampling.solvers import Progress
@@ -45,7 +46,7 @@ def main() -> None:
         "--label", type=int, help="class of all images (default: classes take turns)"
     )
     parser.add_argument(
-        "--weights", choices=["ema", "raw"], default="ema", help="default: %(default)s"
+        "--weights", default="ema", help="ema, raw or 'half-life N' (default: %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="PNG file for the grid")
@@ -62,6 +63,11 @@ def main() -> None:
         raise UserError("nowhere to write: give --out, --folder or --trajectory")
     if a.count < 1 or a.batch_size < 1:
         raise UserError("--count and --batch-size must be at least 1")
+    for file in (a.out, a.trajectory):
+        if file:
+            check_place(file)
+    if a.folder:
+        check_place(a.folder, folder=True)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = lab.load(a.run, a.weights, device, chosen_steps(a))

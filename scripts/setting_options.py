@@ -24,6 +24,11 @@ def add_setting_options(parser: argparse.ArgumentParser, several: bool = False) 
     add("--steps", help=f"intervals of the time grid{more}")
     add("--grid", help=f"spacing of the times: {', '.join(GRID_NAMES)}, or at:T,T,... for its own")
     add("--guidance-scale", help=f"classifier-free guidance; 1.0 is off{more}")
+    add(
+        "--guidance-interval",
+        metavar="T,T",
+        help="the times that guidance acts at, such as 0.2,0.8",
+    )
     add("--threshold", help=f"clipping of the guess of x0: {', '.join(THRESHOLD_NAMES)}")
     add(
         "--option",
@@ -57,6 +62,8 @@ def given_settings(a: argparse.Namespace) -> dict:
         "steps": a.steps and numbers(a.steps, int, "--steps"),
         "guidance_scales": a.guidance_scale
         and numbers(a.guidance_scale, float, "--guidance-scale"),
+        "guidance_interval": a.guidance_interval
+        and numbers(a.guidance_interval, float, "--guidance-interval"),
         "threshold": a.threshold,
         "grid": a.grid,
         "options": options,

@@ -4,7 +4,8 @@
 #   bash scripts/suite.sh fashion_mnist     days on 2 cores, a night for the methods of the quickstart
 # It may be interrupted at any moment and goes on by the same command; what is finished is not done
 # again. RUNS=FOLDER chooses where runs go (default: runs/DATASET), OUT=FOLDER where results go
-# (default: results/DATASET).
+# (default: results/DATASET). SEEDS=0,1,2 trains and measures every method with three seeds, so that
+# a number is their mean with its standard error; it takes three times as long.
 source "$(dirname "$0")/environment.sh"
 use_environment requirements.txt
 dataset=${1:-} && export RUNS=${RUNS:-runs/${1:-}}

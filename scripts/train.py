@@ -17,7 +17,7 @@ from core.config import read_config
 from core.errors import UserError, command_line
 from core.training.config import RunConfig, parse_run_config
 from core.training.method import Context
-from lab import METHODS, load, method_class
+from lab import METHODS, feature_network, load, method_class
 from scripts.keys import keys_of
 
 
@@ -88,6 +88,7 @@ def train(config: RunConfig, cpu: bool = False) -> None:
             config.train.seed,
             accelerator.device,
             load,
+            feature_network,
             Path(config.run).parent / ".cache",
         ),
     )

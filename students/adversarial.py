@@ -1,16 +1,16 @@
-"""Adversarial diffusion distillation (Sauer et al. 2023, arXiv 2311.17042), on features of the
-teacher as in its latent successor (Sauer et al. 2024, arXiv 2403.12015)."""
+"""Adversarial diffusion distillation (Sauer et al. 2023, arXiv 2311.17042), on features of a named
+network, or of the teacher as in its latent successor (Sauer et al. 2024, arXiv 2403.12015)."""
 
 from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.data import Batch, ImageSource
 from core.diffusion.paths import expand
 from core.model import Model
-from core.networks.heads import Heads
+from core.networks.heads import LevelHeads
 from core.setting import Setting, Steps
 from core.training.adversarial import hinge, slope_penalty
 from core.training.method import Context, Loss, Method, Progress
@@ -24,6 +24,8 @@ from students.teacher import (
     trainable_copy,
 )
 
+TEACHER = "teacher"
+
 
 class AdversarialConfig(AskedTimesConfig):
     """The keys of adversarial diffusion distillation."""
@@ -33,6 +35,9 @@ class AdversarialConfig(AskedTimesConfig):
     steps: Steps = 4
     """times 1, 1 - 1/steps, ... that the student is trained at; it is sampled in so many steps or
     fewer"""
+    features: str = Field(default=TEACHER, min_length=1, max_length=200)
+    """what the critic sees: 'teacher', whose encoder is shown noised images; or, shown clean ones,
+    an extractor's name, torchvision/NAME or timm/NAME, whose weights must be at hand"""
     distillation_weight: float = Field(default=2.5, ge=0, le=1e6)
     """weight of the distance to the teacher's guess, beside the adversarial loss"""
     r1: float = Field(default=1e-5, ge=0, le=1e6)
@@ -50,24 +55,34 @@ class AdversarialDistillation(Method):
         critic:   min E max(0, 1 - D(x)) + E max(0, 1 + D(x0)) + r1 E ||grad D(x)||^2
         student:  min -E D(x0) + distillation_weight E c(t) ||x0 - sg teacher(x0 noised to t)||^2
 
-    (eqs. 1 to 4), c(t) = alpha_t, the paper's exponential weighting. D is a head on frozen features,
-    and the penalty's slope is taken in these, the head's input (sec. 3.2). D's map of values is
-    meaned over places.
+    (eqs. 1 to 4), c(t) = alpha_t, the paper's exponential weighting. D is a head on each level of
+    frozen features; its map of values is meaned over places, the losses are summed over heads, and
+    the penalty's slope is taken in the features, the heads' input (sec. 3.2).
+
+    The paper's features are DINO's, of clean images: `features: timm/vit_small_patch14_dinov2.lvd142m`
+    where they are at hand. By default they are those of the teacher's encoder at a random time, of
+    images noised to it (Sauer et al. 2024, sec. 3), which needs no second network. What the critic
+    saw is in the run and its rows, and a sweep does not measure in it.
 
     Against divergence: hinge losses vanish for what is told apart already, so a critic that is
     ahead stops, and the penalty bounds its slope; the frozen features keep it from fitting single
     images.
 
-    Deviations: features are those of the teacher's encoder at a random time, of images noised to
-    it, and not of DINO (Sauer et al. 2024, sec. 3); one head on the middle of the U-Net, with the
-    label embedded, in place of heads on several levels. The times are uniform in [t_min, t_max].
-    The heads, a few convolutions, count as a whole network in the price.
+    Deviations: the teacher's encoder shows one level, the middle, where Sauer et al. 2024 take
+    several; heads are of two convolutions with the label embedded, without the conditioning on an
+    image. The times are uniform in [t_min, t_max]. The heads count as a whole network in the price,
+    and so does a feature network, whatever its size.
     """
 
     Config = AdversarialConfig
 
     def __init__(
-        self, config: AdversarialConfig, teacher: Model, critic: Heads, source: ImageSource | None
+        self,
+        config: AdversarialConfig,
+        teacher: Model,
+        critic: LevelHeads,
+        source: ImageSource | None,
+        feature_network: nn.Module | None = None,
     ):
         self.config, self.source, self.teacher = config, source, teacher
         setting = Setting(sampler="consistency", steps=1)
@@ -76,18 +91,26 @@ class AdversarialDistillation(Method):
             "critic": Role(critic, config.critic, averages={}, penalised=True),
             "student": Role(student),
         }
-        self.helpers = {"teacher": teacher.network}
+        self.helpers, self.feature_network = {"teacher": teacher.network}, feature_network
         self.critic_features = ("encoder of the teacher",)
+        if feature_network is not None:
+            self.helpers["features"] = feature_network
+            self.critic_features = (config.features,)
 
     @classmethod
     def from_config(cls, config: AdversarialConfig, context: Context) -> AdversarialDistillation:
         run = load_teacher(config.teacher, context)
         check_not_told(run.spec)
         source = student_source(run, context)
-        run.model.check_encoder()
+        if config.features == TEACHER:
+            run.model.check_encoder()
+            network, widths = None, (run.model.network.middle_width,)
+        else:
+            network = context.feature_network(config.features, run.spec, context.device)
+            widths = network.widths
         torch.manual_seed(context.seed + 1)
-        heads = Heads(run.model.network.middle_width, run.spec.num_classes).to(context.device)
-        method = cls(config, run.model, heads, source)
+        heads = LevelHeads(widths, run.spec.num_classes).to(context.device)
+        method = cls(config, run.model, heads, source, network)
         supervised_by(method, run)
         return method
 
@@ -101,12 +124,15 @@ class AdversarialDistillation(Method):
         x_s = model.path.mix(batch.x0, rng.normal(model.spec.shape, stream), s)
         return model.x0(x_s, s, batch.condition)
 
-    def features(self, x0: Tensor, batch: Batch, stream: str) -> tuple[Tensor, Tensor]:
-        """What the critic is given of images x0 [B, ...], and the times they were noised to."""
+    def features(self, x0: Tensor, batch: Batch, stream: str) -> tuple[list[Tensor], Tensor]:
+        """The maps that the critic is given of images x0 [B, ...], and the times [B] that these
+        were noised to, 0 for clean ones."""
+        if self.feature_network is not None:
+            return self.feature_network(x0), torch.zeros(len(x0), device=x0.device)
         t = self.config.draw_times(self.teacher, batch.rng, f"{stream}-time")
         noise = batch.rng.normal(tuple(x0.shape[1:]), f"{stream}-noise")
         x_t = self.teacher.path.mix(x0, noise, t)
-        return self.teacher.features(x_t, t, batch.condition), t
+        return [self.teacher.features(x_t, t, batch.condition)], t
 
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
         if role == "critic":
@@ -119,18 +145,20 @@ class AdversarialDistillation(Method):
             x0 = self.denoise(self.student, batch, "critic")
             made, t = self.features(x0, batch, "made")
             given, _ = self.features(batch.x0, batch, "given")
-        given.requires_grad_(True)
-        real = critic(given, label)
-        loss = hinge(real, real=True) + hinge(critic(made, label), real=False)
+        given = [features.requires_grad_(True) for features in given]
+        real, fake = critic(*given, label=label), critic(*made, label=label)
+        heads = zip(real, fake, strict=True)
+        loss = sum(hinge(high, real=True) + hinge(low, real=False) for high, low in heads)
         if self.config.r1:
-            loss = loss + self.config.r1 * slope_penalty(real, given)
+            loss = loss + self.config.r1 * slope_penalty(torch.cat(real, 1), given)
         return Loss(loss, t)
 
     def student_loss(self, batch: Batch) -> Loss:
         c, path = self.config, self.teacher.path
         x0 = self.denoise(self.roles["student"].wrapped, batch, "eps")
         seen, t = self.features(x0, batch, "seen")
-        loss = -self.roles["critic"].model(seen, batch.condition.label).mean(1)
+        values = self.roles["critic"].model(*seen, label=batch.condition.label)
+        loss = -sum(of_one.mean(1) for of_one in values)
         if c.distillation_weight:
             s = self.config.draw_times(self.teacher, batch.rng, "time")
             noise = batch.rng.normal(tuple(x0.shape[1:]), "noise")

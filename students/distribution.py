@@ -14,7 +14,7 @@ from core.data import Batch, ImageSource
 from core.diffusion.parameterisations import PREDICTIONS, from_denoised
 from core.diffusion.paths import expand
 from core.model import Model
-from core.networks.heads import UNetWithHeads
+from core.networks.heads import WithHeads
 from core.noise import Noise
 from core.setting import Setting, Steps
 from core.training.adversarial import non_saturating
@@ -124,7 +124,7 @@ class DistributionMatching(Method):
         self.has_critic = config.gan_weight > 0 or self.critic_wanted
         if self.has_critic:
             fake.check_encoder()
-            fake = fake.with_network(UNetWithHeads(fake.network))
+            fake = fake.with_network(WithHeads(fake.network))
             self.critic_features = (FAKE_FEATURES,)
         self.roles = {"fake": Role(fake, config.fake, averages={}), "student": Role(student)}
         self.helpers = {"teacher": teacher.network}

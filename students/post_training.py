@@ -15,6 +15,7 @@ from core.networks.convolutional import ConvolutionalConfig, Encoder
 from core.noise import Noise
 from core.setting import Setting
 from core.training.adversarial import penalised_critic_loss, relativistic_gap
+from core.training.augmentation import Augmentation, augmented
 from core.training.method import Context, Loss, Method, MethodConfig, Progress
 from core.training.roles import OptimizerConfig, Role
 from students.teacher import (
@@ -42,6 +43,8 @@ class PostTrainingConfig(MethodConfig):
     """its optimiser"""
     gamma: float = Field(default=0.1, ge=1e-9, le=1e9)
     """weight of the gradient penalties"""
+    augment: tuple[Augmentation, ...] = ()
+    """how images are changed before the critic sees them, real and made"""
     critic_first: int = Field(default=0, ge=0)
     """steps that the critic learns alone before the student's first"""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -117,15 +120,18 @@ class PostTraining(Method):
         return model.x0(x, t, condition)
 
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
-        real, condition, rng = batch.x0, batch.condition, batch.rng
-        critic, t = self.roles["critic"].model, torch.ones(len(real), device=real.device)
-        inputs = condition.inputs()
+        condition, rng, augment = batch.condition, batch.rng, self.config.augment
+        critic, inputs = self.roles["critic"].model, condition.inputs()
+        t = torch.full((len(rng),), self.start, device=batch.x0.device)
+        real = augmented(batch.x0, augment, rng, f"{role}-real")
         if role == "critic":
             with torch.no_grad():
                 fake = self.generate(self.student, rng, condition, "critic")
+            fake = augmented(fake, augment, rng, "critic-fake")
             gamma = self.config.gamma
             return Loss(penalised_critic_loss(critic, real, fake, inputs, gamma), t)
         fake = self.generate(self.roles["student"].wrapped, rng, condition, "prior")
+        fake = augmented(fake, augment, rng, "student-fake")
         with torch.no_grad():
             value = critic(real, **inputs)
         return Loss(relativistic_gap(critic(fake, **inputs), value), t)

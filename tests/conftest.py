@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.helpers import inputs
+
 torch.set_num_threads(1)
 # A shell's background jobs ignore it, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,3 +34,25 @@ def laboratory(tmp_path_factory):
     from tests.helpers.laboratory import Laboratory
 
     return Laboratory(tmp_path_factory.mktemp("laboratory"))
+
+
+@pytest.fixture(autouse=True)
+def _inputs(record_property):
+    """What the test tries goes into its report, from whichever process."""
+    before = inputs.tried.copy()
+    yield
+    if counts := inputs.tried - before:
+        record_property("inputs", dict(counts))
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "teardown":
+        for name, value in report.user_properties:
+            if name == "inputs":
+                inputs.collect(report.nodeid, value)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if lines := inputs.table():
+        terminalreporter.section("random inputs")
+        terminalreporter.write_line("\n".join(lines))

@@ -11,7 +11,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # File: what it may do all the same, and why.
 ALLOWED: dict[str, dict[str, str]] = {
-    "tests/test_readme.py": {"exec": "runs the lines of the repository's own README"},
     "tests/helpers/archives.py": {"pickle": "writes CIFAR-10 in its published format"},
     "tests/helpers/attacks.py": {"pickle": "writes the attacks"},
     "tests/eval/features/test_weights_run_nothing.py": {

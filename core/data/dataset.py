@@ -104,29 +104,34 @@ class ImageSource:
 
     def __init__(self, data: ImageData, seed: int):
         self.data, self.order = data, EpochOrder(len(data), seed)
+        self._moved: tuple[torch.device, Tensor | Encoded, Tensor] | None = None
 
     @property
     def sha256(self) -> str:
         return self.data.sha256
 
+    def _on(self, device: torch.device) -> tuple[Tensor | Encoded, Tensor]:
+        """Images, as they are stored or encoded, and labels, moved to a device once: batches are
+        but indices."""
+        if self._moved is None or self._moved[0] != device:
+            data = self.data
+            images = data.images.to(device) if data.encoded is None else data.encoded.to(device)
+            self._moved = device, images, data.labels.to(device)
+        return self._moved[1:]
+
     def draw(self, positions: Tensor, device: torch.device) -> Batch:
         """The samples at these positions of the training stream (int64 [B], counted in images
         seen)."""
-        index = self.order(positions)
+        index = self.order(positions).to(device)
         rng = Noise(self.order.seed, positions.to(device))
+        stored, labels = self._on(device)
         mirrored = rng.uniform("flip") < 0.5 if self.data.flip else None
-        label = None
-        if self.data.num_classes:
-            label = self.data.labels[index].to(device, non_blocking=True)
-        return Batch(self._seen(index, mirrored, rng), Condition(label=label), rng)
-
-    def _seen(self, index: Tensor, mirrored: Tensor | None, rng: Noise) -> Tensor:
-        """The samples of these indices [B] as the network sees them, those that `mirrored` marks
-        flipped."""
-        data, device = self.data, rng.indices.device
-        if data.encoded is not None:
-            return data.encoded.draw(index, mirrored, rng)
-        images = data.images[index].to(device, non_blocking=True)
-        if mirrored is not None:
-            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
-        return data.codec.encode(images)
+        if isinstance(stored, Encoded):
+            x0 = stored.draw(index, mirrored, rng)
+        else:
+            images = stored[index]
+            if mirrored is not None:
+                images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+            x0 = self.data.codec.encode(images)
+        label = labels[index] if self.data.num_classes else None
+        return Batch(x0, Condition(label=label), rng)

@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.codec import Latents
-from core.files import read_tensors, write_tensors
 from core.locks import waiting
 from core.noise import Noise
+from core.tensors import read_tensors, write_tensors
 
 
 class Encoded(NamedTuple):
@@ -23,13 +23,15 @@ class Encoded(NamedTuple):
     mean: Tensor
     std: Tensor
 
+    def to(self, device: torch.device) -> Encoded:
+        return Encoded(*(part.to(device) for part in self))
+
     def draw(self, index: Tensor, mirrored: Tensor | None, rng: Noise) -> Tensor:
         """Latents [B, C, h, w] of the images `index` [B], of the mirrored ones where `mirrored`
         [B] says so, drawn from the posterior of each by addressed noise."""
         if mirrored is not None:
             index = index + len(self.mean) // 2 * mirrored.to(index)
-        device = rng.indices.device
-        mean, std = (part[index].to(device, non_blocking=True) for part in self)
+        mean, std = self.mean[index], self.std[index]
         return mean + std * rng.normal(tuple(mean.shape[1:]), "posterior")
 
 

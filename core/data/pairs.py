@@ -12,9 +12,10 @@ from core.condition import Condition
 from core.config import Strict, parse
 from core.data.dataset import Batch, EpochOrder
 from core.errors import UserError
-from core.files import load_tensors, read_json, sha256_of, write_text
+from core.files import read_json, sha256_of, write_text
 from core.model import ModelSpec
 from core.noise import Noise
+from core.tensors import load_tensors
 
 
 class PairRecipe(Strict):
@@ -95,7 +96,7 @@ class PairSource:
 
     def _read(self, name: str) -> dict[str, Tensor]:
         file = self.folder / name
-        mend = "delete it and its line in pairs.json, then run scripts.pairs again"
+        mend = "run scripts.pairs again, which makes it again"
         if not file.is_file():
             raise UserError(f"pair shard {file} is missing: {mend}")
         if sha256_of(file) != self.manifest.shards[name]:

@@ -35,7 +35,8 @@ class SingularTime(UserError, ValueError):
     """A conversion was asked for at a time where it would divide by zero."""
 
 
-def _refuse_zero(value: Tensor, what: str) -> None:
+def refuse_zero(value: Tensor, what: str) -> None:
+    """Raises SingularTime, for `what`, where any of these coefficients is 0."""
     if not bool((value.abs() > 0).all()):
         raise SingularTime(
             f"{what}: the conversion divides by zero there; use another prediction or another time"
@@ -52,10 +53,10 @@ def to_denoised(kind: Prediction, F: Tensor, x: Tensor, t: Tensor, path: Path) -
     c = path.at(t)
     alpha, sigma = expand(c.alpha, x), expand(c.sigma, x)
     if kind == "eps":
-        _refuse_zero(c.alpha, "prediction eps has no x0 at a time where alpha is 0")
+        refuse_zero(c.alpha, "prediction eps has no x0 at a time where alpha is 0")
         return Denoised((x - sigma * F) / alpha, F)
     if kind == "x0":
-        _refuse_zero(c.sigma, "prediction x0 has no eps at a time where sigma is 0")
+        refuse_zero(c.sigma, "prediction x0 has no eps at a time where sigma is 0")
         return Denoised(F, (x - alpha * F) / sigma)
     if kind == "v":
         norm = alpha.square() + sigma.square()

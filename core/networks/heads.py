@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.networks.unet import UNet, group_norm
+from core.networks.unet import group_norm
 
 
 class Heads(nn.Module):
@@ -26,13 +28,26 @@ class Heads(nn.Module):
         return self.last(F.silu(h)).flatten(1)
 
 
-class UNetWithHeads(nn.Module):
-    """A U-Net whose encoder is shared with a critic (Yin et al. 2024, sec. 4.3).
+class LevelHeads(nn.Module):
+    """feature maps [B, C_k, h_k, w_k] of several levels, label [B] or None -> values [B, h_k * w_k]
+    of a head on each."""
 
-    `net(x, t, r, label)` is the U-Net's output F; `net(..., values=True)` is (F, values [B, K]).
+    def __init__(self, widths: Sequence[int], num_classes: int):
+        super().__init__()
+        self.levels = nn.ModuleList(Heads(width, num_classes) for width in widths)
+
+    def forward(self, *maps: Tensor, label: Tensor | None = None) -> list[Tensor]:
+        return [head(features, label) for head, features in zip(self.levels, maps, strict=True)]
+
+
+class WithHeads(nn.Module):
+    """A network whose encoder is shared with a critic (Yin et al. 2024, sec. 4.3): one that has
+    `encode`, `decode` and `middle_width`.
+
+    `net(x, t, r, label)` is that network's output F; `net(..., values=True)` is (F, values [B, K]).
     """
 
-    def __init__(self, network: UNet):
+    def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
         self.heads = Heads(network.middle_width, network.num_classes)

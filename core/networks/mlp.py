@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import math
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class MLPConfig(NetworkBase):
         return width
 
     def build(self, channels: int, side: int, num_classes: int) -> MLP:
-        return MLP(self, channels * side**2, num_classes if self.conditional else 0)
+        return MLP(self, (channels, side, side), num_classes if self.conditional else 0)
 
 
 class _Block(nn.Module):
@@ -54,26 +55,55 @@ class _Block(nn.Module):
         return h + self.second(F.silu(inner))
 
 
+class Encoded(NamedTuple):
+    """What the rest is given: the encoder's output [B, width, 1, 1], and the vector [B, E] that
+    steers the blocks."""
+
+    middle: Tensor
+    embedding: Tensor
+
+
 class MLP(Embedded):
     """`net(x, t, r, label) -> F`: residual blocks on all numbers of x, steered by the embedded times
     and label, as the blocks of the U-Net are. Every operation supports forward-mode
-    differentiation. The output starts at zero."""
+    differentiation. The output starts at zero. The first half of the blocks is its encoder."""
 
-    def __init__(self, config: MLPConfig, size: int, num_classes: int):
-        width = config.width
+    def __init__(self, config: MLPConfig, shape: tuple[int, int, int], num_classes: int):
+        width, size = config.width, math.prod(shape)
         super().__init__(
             width, width, num_classes, config.second_time, time_scale=config.time_scale
         )
+        self.shape, self.middle_width = shape, width
+        self.half = (config.blocks + 1) // 2  # blocks of the encoder
         self.stem = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(config.blocks))
         self.head = zeroed(nn.Linear(width, size))
 
     def forward(
-        self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        r: Tensor | None = None,
+        label: Tensor | None = None,
+        features: bool = False,
     ) -> Tensor:
         """x [B, C, H, W], t [B] in [0, 1], r [B] or None, label [B] (int64) or None for the null
-        label -> [B, C, H, W]."""
+        label -> [B, C, H, W]; with `features` what the encoder sees: [B, width, 1, 1]."""
+        encoded = self.encode(x, t, r, label)
+        return encoded.middle if features else self.decode(encoded)
+
+    def encode(
+        self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
+    ) -> Encoded:
+        """The first half of the blocks, and the middle one of an odd number."""
         embedding, h = F.silu(self.embedded(x, t, r, label)), self.stem(x.flatten(1))
-        for block in self.blocks:
+        for block in self.blocks[: self.half]:
             h = block(h, embedding)
-        return self.head(F.silu(h)).view_as(x)
+        return Encoded(h[:, :, None, None], embedding)
+
+    def decode(self, encoded: Encoded) -> Tensor:
+        """The second half, from what `encode` returned: [B, C, H, W]."""
+        h = encoded.middle.flatten(1)
+        for block in self.blocks[self.half :]:
+            h = block(h, encoded.embedding)
+        return self.head(F.silu(h)).view(len(h), *self.shape)

@@ -71,6 +71,32 @@ class Guided:
         return self.model.parameterisation.map(self._output(x, t, s), x, t, s, self.path)
 
 
+Interval = tuple[float, float]
+
+
+def in_interval(t: Tensor, interval: Interval | None) -> bool:
+    """Whether guidance acts at the time t, a scalar; an interval has both its ends, None all
+    times."""
+    return interval is None or interval[0] <= float(t) <= interval[1]
+
+
+class Within:
+    """`guided` at the times of the interval, and `plain`, which costs one evaluation, at all
+    others (Kynkaanniemi et al. 2024, eq. 5, whose interval is of noise levels)."""
+
+    def __init__(self, guided: Denoiser, plain: Denoiser, interval: Interval):
+        self.guided, self.plain, self.interval, self.path = guided, plain, interval, guided.path
+
+    def _at(self, t: Tensor) -> Denoiser:
+        return self.guided if in_interval(t, self.interval) else self.plain
+
+    def __call__(self, x: Tensor, t: Tensor) -> Denoised:
+        return self._at(t)(x, t)
+
+    def map(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return self._at(t).map(x, t, s)
+
+
 def static_threshold(x0: Tensor) -> Tensor:
     """Clips to the range of images, [-1, 1] (Ho et al. 2020's code)."""
     return x0.clamp(-1, 1)
@@ -125,8 +151,9 @@ THRESHOLDS: dict[Threshold, Callable[[Tensor], Tensor] | None] = {
 }
 
 
-def check_guidance(spec: ModelSpec, scale: float) -> None:
-    """Raises UserError where the model has nothing that guidance could compare with."""
+def check_guidance(spec: ModelSpec, scale: float, interval: Interval | None = None) -> None:
+    """Raises UserError where the model has nothing that guidance could compare with, or cannot be
+    without guidance outside of the interval."""
     if scale == 1.0:
         return
     if not spec.num_classes:
@@ -136,6 +163,11 @@ def check_guidance(spec: ModelSpec, scale: float) -> None:
         if not low <= scale <= high:
             raise UserError(
                 f"guidance_scale={scale}: this model learned the weights from {low:g} to {high:g}"
+            )
+        if interval is not None and not low <= 1 <= high:
+            raise UserError(
+                f"guidance_interval={list(interval)}: outside of it guidance is off, 1.0, and this "
+                f"model learned the weights from {low:g} to {high:g}: leave the interval out"
             )
         return
     if spec.null_trained is False:
@@ -154,11 +186,22 @@ def check_threshold(spec: ModelSpec, threshold: Threshold) -> None:
         )
 
 
+def _guided(model: Model, condition: Condition, scale: float) -> Denoiser:
+    """Under guidance: in one evaluation where the network is told its weight, else in two."""
+    if condition.label is None:
+        raise UserError(f"guidance_scale={scale} needs labels; 1.0 is off")
+    if model.spec.guidance is None:
+        return Guided(model, condition, scale)
+    told = torch.full(condition.label.shape, scale, device=condition.label.device)
+    return Conditioned(model, condition._replace(guidance=told))
+
+
 def denoiser_for(
     model: Model,
     condition: Condition = UNCONDITIONED,
     guidance_scale: float = 1.0,
     threshold: Threshold = "none",
+    guidance_interval: Interval | None = None,
 ) -> Denoiser:
     """The denoiser for these options.
 
@@ -173,17 +216,14 @@ def denoiser_for(
                 f"label {int(bad[0])} is out of range: this model knows 0 to {classes - 1} "
                 f"(and {classes}, null)"
             )
-    check_guidance(model.spec, guidance_scale)
+    check_guidance(model.spec, guidance_scale, guidance_interval)
     check_threshold(model.spec, threshold)
-    guided = guidance_scale != 1.0
-    if guided and label is not None and model.spec.guidance is not None:
-        told = torch.full(label.shape, guidance_scale, device=label.device)
-        condition, guided = condition._replace(guidance=told), False
-    if guided and label is None:
-        raise UserError(f"guidance_scale={guidance_scale} needs labels; 1.0 is off")
-    denoiser: Denoiser = (
-        Guided(model, condition, guidance_scale) if guided else Conditioned(model, condition)
-    )
+    denoiser: Denoiser = Conditioned(model, condition)
+    if guidance_scale != 1.0:
+        guided = _guided(model, condition, guidance_scale)
+        denoiser = (
+            guided if guidance_interval is None else Within(guided, denoiser, guidance_interval)
+        )
     if (function := THRESHOLDS[threshold]) is not None:
         denoiser = Thresholded(denoiser, function, keep_eps=threshold == "static-x0")
     return denoiser

@@ -12,7 +12,13 @@ from core.diffusion.paths import Path
 from core.errors import UserError, nearest
 from core.model import Model, ModelSpec
 from core.noise import Noise
-from core.sampling.denoisers import check_guidance, check_threshold, denoiser_for
+from core.sampling.denoisers import (
+    Denoiser,
+    check_guidance,
+    check_threshold,
+    denoiser_for,
+    in_interval,
+)
 from core.sampling.solvers import Callback, Sampler, make_sampler
 from core.setting import Setting
 
@@ -33,18 +39,28 @@ def grid_of(setting: Setting, model: Model) -> Tensor:
     return make_grid(grid, model.path, setting.steps, model.spec.discrete_steps)
 
 
-class _Counting:
-    """A denoiser without a network, to learn how often a sampler asks."""
+def denoiser_of(model: Model, setting: Setting, condition: Condition = UNCONDITIONED) -> Denoiser:
+    """The denoiser that the setting's sampler is given; raises UserError as denoiser_for does."""
+    s = setting
+    return denoiser_for(model, condition, s.guidance_scale, s.threshold, s.guidance_interval)
 
-    def __init__(self, path: Path):
-        self.path, self.calls = path, 0
+
+class _Counting:
+    """A denoiser without a network, to learn how often a sampler asks; guidance asks twice at the
+    times where it acts."""
+
+    def __init__(self, path: Path, twice: bool, interval: tuple[float, float] | None):
+        self.path, self.twice, self.interval, self.evals = path, twice, interval, 0
+
+    def _count(self, t: Tensor) -> None:
+        self.evals += 2 if self.twice and in_interval(t, self.interval) else 1
 
     def __call__(self, x: Tensor, t: Tensor) -> Denoised:
-        self.calls += 1
+        self._count(t)
         return Denoised(torch.zeros_like(x), x)
 
     def map(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        self.calls += 1
+        self._count(t)
         return x
 
 
@@ -55,13 +71,14 @@ def expected_nfe(model: Model, setting: Setting) -> int:
     Raises:
         UserError: the setting does not fit the model.
     """
-    check_guidance(model.spec, setting.guidance_scale)
+    check_guidance(model.spec, setting.guidance_scale, setting.guidance_interval)
     check_threshold(model.spec, setting.threshold)
-    counting, rng = _Counting(model.path), Noise(0, torch.zeros(1, dtype=torch.int64))
+    twice = setting.guidance_scale != 1.0 and model.spec.guidance is None
+    counting = _Counting(model.path, twice, setting.guidance_interval)
+    rng = Noise(0, torch.zeros(1, dtype=torch.int64))
     grid = grid_of(setting, model)
     sampler_of(setting).run(counting, torch.zeros(1, 1, 1, 1), grid, rng, **setting.options)
-    one = setting.guidance_scale == 1.0 or model.spec.guidance is not None
-    return counting.calls * (1 if one else 2)
+    return counting.evals
 
 
 def labels_in_turn(spec: ModelSpec, indices: Tensor) -> Condition:
@@ -86,7 +103,7 @@ def sample(
         UserError: the setting or the condition does not fit the model.
     """
     grid = grid_of(setting, model)
-    denoiser = denoiser_for(model, condition, setting.guidance_scale, setting.threshold)
+    denoiser = denoiser_of(model, setting, condition)
     noise = rng.normal(model.spec.shape, "prior")
     return sampler_of(setting).run(denoiser, noise, grid, rng, callback, **setting.options)
 

@@ -3,6 +3,8 @@ classic games on critics that give a value to each place of an image."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,9 +49,11 @@ def hinge(values: Tensor, real: bool) -> Tensor:
     return F.relu(1 - values if real else 1 + values).flatten(1).mean(1)
 
 
-def slope_penalty(values: Tensor, inputs: Tensor) -> Tensor:
-    """[B]: the squared slope of a critic's values [B, K], summed, in its inputs [B, ...], which ask
-    for gradients: R1 where they belong to real images (Mescheder et al. 2018)."""
-    (slope,) = torch.autograd.grad(values.sum(), inputs, create_graph=True)
-    count_unseen(3.0 * len(inputs))  # a backward to the inputs, and one through that
-    return slope.square().flatten(1).sum(1)
+def slope_penalty(values: Tensor, inputs: Tensor | Sequence[Tensor]) -> Tensor:
+    """[B]: the squared slope of a critic's values [B, K], summed, in its inputs [B, ...] (one or
+    several), which ask for gradients: R1 where they belong to real images (Mescheder et al. 2018).
+    """
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    slopes = torch.autograd.grad(values.sum(), inputs, create_graph=True)
+    count_unseen(3.0 * len(values))  # a backward to the inputs, and one through that
+    return torch.stack([slope.square().flatten(1).sum(1) for slope in slopes]).sum(0)

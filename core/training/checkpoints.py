@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from core.files import read_json, sha256_of, whole_folder, write_text
 from core.training.roles import Role
 from core.weights import load_weights, save_weights
 
+T = TypeVar("T")
 CHECKSUMS = "checksums.json"
 NAME = re.compile(r"[0-9]{12,}-[0-9]{2,}")  # IMAGES-STAGE; other folders are somebody's own
 
@@ -36,6 +38,28 @@ def latest_checkpoint(run: Path, steps: int | None = None) -> Path | None:
     if steps is not None and (kept := run / "for-steps" / f"{steps:04d}").is_dir():
         return kept
     return next(reversed(_checkpoints(run / "checkpoints")), None)
+
+
+def read_newest(run: Path, read: Callable[[Path], T], steps: int | None = None) -> T | None:
+    """What `read` makes of the checkpoint that `latest_checkpoint` finds; None where there is none.
+
+    A run that trains may be read: where its training has replaced the checkpoint in the meantime,
+    `read` begins again with the new one.
+
+    Raises:
+        OSError, UserError: of `read`, for a checkpoint that is still the newest.
+    """
+    checkpoint, again = latest_checkpoint(run, steps), False
+    while checkpoint is not None:
+        try:
+            return read(checkpoint)
+        except (OSError, UserError):
+            newer = latest_checkpoint(run, steps)
+            if newer == checkpoint and again:
+                raise
+            again = newer == checkpoint  # it may have been replaced by another of its name
+            checkpoint = newer
+    return None
 
 
 def _files(roles: dict[str, Role], helpers: dict[str, nn.Module]) -> dict[str, nn.Module]:
@@ -68,7 +92,7 @@ def save_checkpoint(
             save_weights(partial / f"{name}.safetensors", network.state_dict(), spec)
         torch.save(state, partial / "state.pt")
         write_text(partial / "price.json", json.dumps(price, indent=1))
-        _write_checksums(partial)
+        write_checksums(partial)
     drop_others(final)
     return final
 
@@ -87,28 +111,30 @@ def keep_for_steps(run: Path, checkpoint: Path, steps: int) -> None:
     with whole_folder(final) as partial:
         for name in ("raw.safetensors", "ema.safetensors", "price.json"):
             shutil.copy2(checkpoint / name, partial / name)
-        _write_checksums(partial)
+        write_checksums(partial)
 
 
-def _write_checksums(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
+    """Notes the hash of every file of a checkpoint, which `check_file` holds it against."""
     sums = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
     write_text(folder / CHECKSUMS, json.dumps(sums, indent=1))
 
 
-def check_file(file: Path) -> None:
-    """Raises UserError if a checkpoint's file is not what was written; shipped models and those of
-    earlier versions have no checksums."""
-    sums = file.parent / CHECKSUMS
+def check_file(file: Path) -> str:
+    """The sha256 of a checkpoint's file; raises UserError if it is not what was written. Shipped
+    models and those of earlier versions have no checksums."""
+    digest, sums = sha256_of(file), file.parent / CHECKSUMS
     if not sums.is_file():
-        return
+        return digest
     written = read_json(sums, f"delete {file.parent} and train again")
     if not isinstance(written, dict):
         raise UserError(f"{sums} holds no checksums: delete {file.parent} and train again")
-    if written.get(file.name) != sha256_of(file):
+    if written.get(file.name) != digest:
         raise UserError(
             f"{file} was changed since it was written (its sha256 is not the one in {sums.name}): "
             f"copy it again from where it is whole, or delete {file.parent} and train again"
         )
+    return digest
 
 
 def read_state(folder: Path) -> dict:

@@ -15,6 +15,7 @@ from core.model import ModelConfig
 from core.setting import Steps
 from core.training.method import Method, MethodConfig
 from core.training.roles import AverageConfig, OptimizerConfig
+from core.training.snapshots import SnapshotConfig
 
 
 class BudgetConfig(Strict):
@@ -74,6 +75,8 @@ class LogConfig(Strict):
 class RunConfig(Strict):
     """A training run. `parse_run_config` gives the section `method` its method's own type."""
 
+    LATER = ("snapshots",)
+
     run: str = Field(min_length=1)
     """folder of the run"""
     data: DataConfig
@@ -92,6 +95,8 @@ class RunConfig(Strict):
     """batches and seed"""
     log: LogConfig = LogConfig()
     """what is written on the way"""
+    snapshots: SnapshotConfig | None = None
+    """averages of other half-lives after training; null: none"""
 
 
 def parse_run_config(values: dict, method: type[Method], source: str) -> RunConfig:

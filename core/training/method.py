@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -21,10 +22,12 @@ from core.data.encoded import encoded
 from core.data.pairs import PairSource
 from core.diffusion.parameterisations import Prediction
 from core.errors import UserError
-from core.files import tensors_sha256
 from core.model import Model, ModelConfig, ModelSpec
 from core.runs import Load, Run
+from core.tensors import tensors_sha256
 from core.training.roles import Role
+
+FeatureNetworks = Callable[[str, ModelSpec, torch.device], nn.Module]
 
 
 class MethodConfig(Strict):
@@ -65,14 +68,16 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is loaded from besides its own section. load: finds any trained model; cache:
-    folder for what can be made again."""
+    """What a method is loaded from besides its own section. load: finds any trained model.
+    feature_network: the feature network of that name, for samples of that spec, on that device.
+    cache: folder for what can be made again."""
 
     data: DataConfig
     model: ModelConfig | None
     seed: int
     device: torch.device
     load: Load
+    feature_network: FeatureNetworks | None = None
     cache: Path = Path("runs/.cache")
 
     @cached_property

@@ -13,12 +13,14 @@ from typing import Annotated, Literal
 import torch
 from accelerate import Accelerator
 from ema_pytorch import EMA
+from ema_pytorch.post_hoc_ema import KarrasEMA
 from pydantic import Field
 from torch import Tensor, nn
 
 from core.config import Strict
 from core.model import Model
 from core.processes import average_gradients
+from core.training.snapshots import SnapshotConfig, power_averages
 
 Share = Annotated[float, Field(ge=0, le=0.999_999)]
 MOST = 1e30  # beyond it float32 soon overflows
@@ -100,7 +102,7 @@ class Role:
         self.settings = optimizer
         self.average_settings = {"ema": None} if averages is None else averages
         self.prepared = self.network  # behind the wrapper
-        self.averages: dict[str, EMA] = {}
+        self.averages: dict[str, EMA | KarrasEMA] = {}
         self.optimizer: torch.optim.AdamW | None = None
         self.rate = 0.0
         self.batch_size = 1
@@ -125,12 +127,20 @@ class Role:
 
     # ------------------------------------------------------------ what the trainer does with it
 
-    def begin(self, optimizer: OptimizerConfig, ema: AverageConfig, batch_size: int) -> None:
-        """Equips the role for a run, whose sections hold where the method said nothing."""
+    def begin(
+        self,
+        optimizer: OptimizerConfig,
+        ema: AverageConfig,
+        batch_size: int,
+        snapshots: SnapshotConfig | None = None,
+    ) -> None:
+        """Equips the role for a run, whose sections hold where the method said nothing, and with
+        the averages of which it keeps snapshots."""
         self.settings, self.batch_size = self.settings or optimizer, batch_size
         self.begin_stage()
         for name, config in self.average_settings.items():
             self.averages[name] = _average(self.network, config or ema, batch_size)
+        self.averages |= power_averages(self.network, snapshots)
 
     def begin_stage(self) -> None:
         """A fresh optimiser and averages that start from the network as it is now."""
@@ -146,6 +156,8 @@ class Role:
         for average in self.averages.values():
             average.copy_params_from_model_to_ema()
             average.step.zero_()
+            if isinstance(average, KarrasEMA):  # its first step takes the weights as they are
+                average.initted.fill_(False)
 
     def wrap(self, accelerator: Accelerator) -> None:
         """Puts the network behind accelerate's wrapper, if there are several processes."""
@@ -163,9 +175,12 @@ class Role:
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(yes and name not in self.frozen)
 
-    def step(self, stage_images: int, fraction: float) -> Tensor:
+    def step(
+        self, stage_images: int, fraction: float, values: Tensor | None = None
+    ) -> Tensor | None:
         """One step of the optimiser on the gradients that are there; returns their norm before
-        clipping. Nothing is changed if the norm is not finite."""
+        clipping. Nothing is changed, and None returned, if the norm or one of the `values` that
+        were differentiated is not finite: the one time that a step waits for a GPU."""
         self.rate = learning_rate(self.settings, stage_images, fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
@@ -173,12 +188,15 @@ class Role:
             average_gradients(self.network)
         limit = self.settings.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        if bool(torch.isfinite(norm)):
+        finite = torch.isfinite(norm)
+        if values is not None:
+            finite = finite & torch.isfinite(values).all()
+        if stepped := bool(finite):
             self.optimizer.step()
             for average in self.averages.values():
                 average.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm.detach()
+        return norm.detach() if stepped else None
 
     def state(self) -> dict:
         """What a resumed run needs besides weights."""

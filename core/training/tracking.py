@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from core.errors import UserError, reason
-from core.files import read_text, write_text
+from core.files import append_line, read_text, write_text
 from core.training.config import RunConfig
 
 NOISE_LEVELS = 8  # bins of t for the loss by noise level
@@ -135,8 +135,7 @@ class Tracker:
             "images_per_second": (images - self.since_images)
             / max(time.perf_counter() - self.since, 1e-9),
         }
-        with open(self.file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self.file, json.dumps(row))
         if self.wandb is not None:
             levels = {f"loss_by_t/{k}": v for k, v in enumerate(by_level) if v is not None}
             self.wandb.log(

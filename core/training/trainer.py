@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from ema_pytorch.post_hoc_ema import KarrasEMA
 
 from core.autoencoders import keep_autoencoder
 from core.config import config_sha256
@@ -31,6 +32,7 @@ from core.training.config import RunConfig, settle_run_folder
 from core.training.interruption import Interruption, noted_signals
 from core.training.method import Loss, Method, Progress, input_hashes
 from core.training.preview import preview_samples, preview_setting, save_preview
+from core.training.snapshots import drop_snapshots, keep_snapshot
 from core.training.tracking import Tracker
 
 
@@ -58,8 +60,9 @@ class Trainer:
             )
         self.micro = config.train.batch_size // shard
         preview_setting(config.log, method.student)  # refused before anything is trained
-        for role in method.roles.values():
-            role.begin(config.optimizer, config.ema, config.train.batch_size)
+        for name, role in method.roles.items():
+            kept = config.snapshots if name == "student" else None
+            role.begin(config.optimizer, config.ema, config.train.batch_size, kept)
         self.stages = method.stages()
         self.spent = method.spent()
         self.budget = self._training_budget()
@@ -202,6 +205,7 @@ class Trainer:
             with noted_signals() as self.interruption:
                 while self.stage < len(self.stages):
                     self._run_stage()
+                    self._snapshot()
                     self._keep_stage_result()
                     self.stage, self.stage_images = self.stage + 1, 0
                     self.stage_start_evals = self.evals
@@ -217,9 +221,19 @@ class Trainer:
             self.tracker.close()
 
     def _begin_stage(self) -> None:
+        if self.accelerator.is_main_process:
+            drop_snapshots(self.folder)  # averages begin anew, and none spans two stages
         self.method.begin_stage(self.stage)
         for role in self.method.roles.values():
             role.begin_stage()
+
+    def _snapshot(self) -> None:
+        """Keeps the averages that others are put together from after training."""
+        if self.config.snapshots and self.accelerator.is_main_process:
+            averages = self.method.roles["student"].averages
+            kept = {name: a for name, a in averages.items() if isinstance(a, KarrasEMA)}
+            size = self.config.train.batch_size
+            keep_snapshot(self.folder, kept, self.images, self.stage, size)
 
     def _preview_file(self) -> Path:
         return self.folder / "samples" / f"{self.images:012d}.png"
@@ -262,6 +276,9 @@ class Trainer:
             if self._passed(log.samples_every):
                 self._preview()
                 last = time.perf_counter()  # looking is not training
+            if self.config.snapshots and self._passed(self.config.snapshots.every):
+                self._snapshot()
+                last = time.perf_counter()
             if self._fraction() < 1 and (self._passed(log.checkpoint_every) or self.stopping):
                 self.save()
                 last = time.perf_counter()
@@ -301,6 +318,7 @@ class Trainer:
             other.learns(other is role)
         role.network.train()
         losses: list[Loss] = []
+        batches: list[Batch] = []
         for k in range(accumulate):
             first = self.images + (k * a.num_processes + a.process_index) * self.micro
             batch = self.method.source.draw(torch.arange(first, first + self.micro), a.device)
@@ -310,13 +328,16 @@ class Trainer:
                 loss = self.method.loss(name, batch, progress)
                 a.backward(loss.per_sample.mean() / accumulate)
             losses.append(loss)
-            if not bool(torch.isfinite(loss.per_sample).all()):
-                self._diverged(f"loss{whose}", batch, loss)
-        norm = role.step(self.stage_images, progress.fraction)
-        if not bool(torch.isfinite(norm)):
+            batches.append(batch)
+        values = torch.cat([one.per_sample.detach() for one in losses])
+        norm = role.step(self.stage_images, progress.fraction, values)
+        if norm is None:
+            for batch, loss in zip(batches, losses, strict=True):
+                if not torch.isfinite(loss.per_sample).all():
+                    self._diverged(f"loss{whose}", batch, loss)
             self._diverged(f"gradient{whose}", batch, loss)
         return {
-            "loss": torch.cat([one.per_sample.detach() for one in losses]),
+            "loss": values,
             "t": torch.cat([one.t.detach() for one in losses]),
             "grad_norm": norm,
         }

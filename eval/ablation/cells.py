@@ -13,7 +13,7 @@ from core.config import Strict, apply_overrides, config_sha256, parse
 from core.errors import UserError
 from core.files import read_json, write_text
 from core.training.config import RunConfig
-from eval.ablation.config import StudyConfig, words
+from eval.ablation.config import StudyConfig, StudySweep, words
 from eval.rows import Row, Unmeasured, parse_row
 from eval.sweep.config import SweepConfig
 
@@ -26,18 +26,20 @@ class Cell:
 
     levels: in words, as many as there are axes. name: the method with a hash of the resolved config
     but for its folder, its log and its seed, so that studies share what they have in common; None
-    where the config cannot be, as `problem` says.
+    where the config cannot be, as `problem` says. sweep: how it is measured, None: as the study is.
     """
 
     levels: tuple[str, ...]
     values: dict = field(repr=False)
     name: str | None
     problem: str | None = None
+    sweep: StudySweep | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A cell trained with one seed. folder: of the run; note: what the study keeps of it."""
+    """A cell trained with one seed. folder: of the run, which other cells may share; note: what the
+    study keeps of it."""
 
     cell: Cell
     seed: int
@@ -66,12 +68,13 @@ def make_cells(study: StudyConfig, values: dict, resolve: Resolve, source: str) 
             and the same config.
     """
     chosen = _combinations(study, source)
-    cells = [_cell(levels, changes, values, resolve, source) for levels, changes in chosen]
+    cells = [_cell(levels, changes, values, study, resolve, source) for levels, changes in chosen]
     if all(cell.problem for cell in cells):
         raise UserError(cells[0].problem)
-    seen: dict[str, Cell] = {}
+    seen: dict[tuple, Cell] = {}
     for cell in cells:
-        if cell.name and (other := seen.setdefault(cell.name, cell)) is not cell:
+        same = (cell.name, config_sha256(cell.sweep or study.sweep))
+        if cell.name and (other := seen.setdefault(same, cell)) is not cell:
             raise UserError(
                 f"{source}: the cells {named(study, other.levels)} and "
                 f"{named(study, cell.levels)} are the same config: leave one out with except"
@@ -116,16 +119,23 @@ def _meets(study: StudyConfig, levels: tuple[str, ...], condition: dict[str, Any
 
 
 def _cell(
-    levels: tuple[str, ...], changes: dict[str, Any], values: dict, resolve: Resolve, source: str
+    levels: tuple[str, ...],
+    changes: dict[str, Any],
+    values: dict,
+    study: StudyConfig,
+    resolve: Resolve,
+    source: str,
 ) -> Cell:
+    measured = {key: value for key, value in changes.items() if key.startswith("sweep.")}
     try:
-        given = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+        sweep = study.sweep.changed(measured, source) if measured else None
+        given = [f"{k}={json.dumps(value)}" for k, value in changes.items() if k not in measured]
         values = apply_overrides(values, given)
         config = resolve({**with_seed(values, 0), "run": "run"}, source)
     except UserError as error:
         return Cell(levels, values, None, str(error))
     digest = config_sha256(config, without=("run", "log"))[:10]
-    return Cell(levels, values, f"{config.method.name}-{digest}")
+    return Cell(levels, values, f"{config.method.name}-{digest}", sweep=sweep)
 
 
 # ---------------------------------------------------------------- what a trial left behind
@@ -186,13 +196,21 @@ def trials_of(study: StudyConfig, cells: list[Cell], runs: Path, out: Path) -> l
     """Every possible cell with every seed, seed by seed, so that a study that is looked at halfway
     has every cell with the first seeds."""
     return [
-        Trial(cell, seed, folder, out / "cells" / f"{folder.name}.json", sweep)
+        Trial(
+            cell, seed, folder, out / "cells" / f"{folder.name}{_suffix(cell, study)}.json", sweep
+        )
         for seed in study.seeds
         for cell in cells
         if cell.name
         for folder in [runs / "ablations" / f"{cell.name}-seed{seed}"]
-        for sweep in [study.sweep.of_run(folder, seed)]
+        for sweep in [(cell.sweep or study.sweep).of_run(folder, seed)]
     ]
+
+
+def _suffix(cell: Cell, study: StudyConfig) -> str:
+    """What tells the notes of cells that share a training apart."""
+    own = cell.sweep or study.sweep
+    return "" if own == study.sweep else f"-{config_sha256(own)[:6]}"
 
 
 def is_open(note: Note | None, retry: bool = False) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from core.config import Strict, base_of, parse, read_config
+from core.config import Strict, apply_overrides, base_of, parse, read_config
 from core.errors import UserError, nearest
 from core.training.config import RunConfig
 from eval.sweep.config import Measured, Sampled, SweepConfig, SweepEntry
@@ -28,6 +28,11 @@ class StudySweep(Sampled, Measured):
     floor: bool = False
     """also measure the other split against the reference, for every cell"""
 
+    def changed(self, changes: dict[str, Any], source: str) -> StudySweep:
+        """The same with other values of `sweep.KEY`. Raises UserError for impossible ones."""
+        given = [f"{k.removeprefix('sweep.')}={json.dumps(v)}" for k, v in changes.items()]
+        return parse(StudySweep, apply_overrides(self.model_dump(mode="json"), given), source)
+
     def of_run(self, folder: Path, seed: int) -> SweepConfig:
         """The sweep of one training run, whose rows go into its own folder."""
         measured = {key: getattr(self, key) for key in Measured.model_fields}
@@ -42,7 +47,8 @@ class StudyConfig(Strict):
     question: str
     """what the study answers, in words"""
     axes: dict[str, tuple[Value, ...]] = {}
-    """overrides with the values that each takes; every combination is a cell"""
+    """overrides with the values that each takes; every combination is a cell. Those of sweep.weights
+    and other keys by which a run is sampled share the training"""
     variants: dict[str, dict[str, Any]] = {}
     """or named sets of overrides, each a cell"""
     excluded: tuple[dict[str, Value], ...] = Field(default=(), alias="except")
@@ -91,7 +97,16 @@ class StudyConfig(Strict):
         return {key: tuple(words(value) for value in values) for key, values in self.axes.items()}
 
 
+# Keys of the sweep that an axis may change: with the others, points would not be the same
+SAMPLED = ("weights", "threshold", "grid", "options")
+
+
 def _check_key(key: str) -> None:
+    if key.split(".")[0] == "sweep":
+        name = key.removeprefix("sweep.").split(".")[0]
+        if name not in SAMPLED:
+            known = ", ".join(f"sweep.{known}" for known in SAMPLED)
+            raise ValueError(f"an axis may not be {key}: of the sweep {known}")
     if key in ("run", "log", "train.seed") or key.startswith("log."):
         instead = ": give seeds" if key == "train.seed" else ", which changes nothing of a training"
         raise ValueError(f"an axis may not be {key}{instead}")

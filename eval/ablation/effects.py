@@ -10,6 +10,8 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
+from eval.curves.seeds import mean_and_error
+
 LEVEL = 0.05  # p below which an effect is more than its error, and 1 - coverage of intervals
 
 
@@ -68,10 +70,9 @@ class Results:
 
 def estimate(differences: np.ndarray) -> Estimate:
     """Of [S] independent differences, S >= 1."""
-    count, mean = len(differences), float(differences.mean())
-    if count == 1:
+    count, (mean, error) = len(differences), mean_and_error(differences)
+    if error is None:
         return Estimate(mean, None, None, None, None)
-    error = float(differences.std(ddof=1)) / count**0.5
     half = float(stats.t.isf(LEVEL / 2, count - 1)) * error
     if error == 0:  # no difference at all, or the very same for every seed
         p = float(mean == 0)

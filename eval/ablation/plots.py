@@ -9,6 +9,7 @@ import numpy as np
 from eval.ablation.results import Study, figures_of
 from eval.ablation.table import spread
 from eval.curves.canvas import SMALL, broken, pyplot, save
+from eval.curves.seeds import mean_and_error
 from eval.rows import measure_label
 from eval.text import file_name
 
@@ -43,8 +44,7 @@ def _panel(ax, point: str, found: dict[str, np.ndarray]) -> None:
         there = level[~np.isnan(level)]
         if not len(there):
             continue
-        error = there.std(ddof=1) / len(there) ** 0.5 if len(there) > 1 else None
-        ax.errorbar(i, there.mean(), error, color="#0072B2", marker="o", capsize=3, zorder=2)
+        ax.errorbar(i, *mean_and_error(there), color="#0072B2", marker="o", capsize=3, zorder=2)
     ax.set_xticks(range(len(values)), [broken(level, 14) for level in found], fontsize=8)
     ax.set_xlim(-0.5, len(values) - 0.5)
     ax.set_title(point, fontsize=10)

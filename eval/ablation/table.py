@@ -18,6 +18,7 @@ from eval.ablation.effects import (
 )
 from eval.ablation.results import Figures, Study, figures_of
 from eval.ablation.verdict import listed, p_words, signed, verdicts
+from eval.curves.seeds import mean_and_error
 from eval.curves.series import protocol_label
 from eval.text import counted, markdown, markdown_table, number
 
@@ -67,12 +68,15 @@ ONE_SEED = (
 
 
 def _about(study: Study) -> str:
-    done = sum(note is not None and note.failed is None for note in study.notes)
+    pairs = list(zip(study.trials, study.notes, strict=True))
+    done = {trial.folder for trial, note in pairs if note is not None and note.failed is None}
     config = study.config
+    impossible = sum(cell.problem is not None for cell in study.cells) * len(config.seeds)
+    whole = len({trial.folder for trial in study.trials}) + impossible
     words = (
         f"{counted(len(study.cells), 'cell')}, training seed{'s' * (len(config.seeds) > 1)} "
         f"{listed(map(str, config.seeds))}: "
-        f"{done} of {len(study.cells) * len(config.seeds)} trainings done."
+        f"{len(done)} of {whole} trainings done."
     )
     rows = [row for row in study.rows if not row.is_floor]
     groups = list(dict.fromkeys(row.protocol for row in rows))
@@ -101,8 +105,7 @@ def _mean(values: np.ndarray) -> str:
     there = values[~np.isnan(values)]
     if not len(there):
         return "-"
-    error = float(there.std(ddof=1)) / len(there) ** 0.5 if len(there) > 1 else None
-    return number(float(there.mean()), error)
+    return number(*mean_and_error(there))
 
 
 def _problems(study: Study) -> str:

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 from core.errors import UserError
+from core.files import whole_file
 from eval.curves.series import measured, method_label
 from eval.curves.style import Look, look_of
 from eval.rows import Row
@@ -37,13 +38,16 @@ def pyplot():
 
 
 def save(figure, path: Path, vector: bool = True) -> list[Path]:
-    """Writes the picture as PNG, with `vector` also as SVG beside it, and returns the files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
+    """Writes the picture as PNG, with `vector` also as SVG beside it, and returns the files. Each
+    is whole or as it was."""
+    files = {path: {"format": "png", "dpi": 160}}
     if vector:
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        files[path.with_suffix(".svg")] = {"format": "svg", "metadata": {"Date": None}}
+    for file, options in files.items():
+        with whole_file(file) as partial:
+            figure.savefig(partial, **options)
     pyplot().close(figure)
-    return [path, path.with_suffix(".svg")] if vector else [path]
+    return list(files)
 
 
 def look(row: Row, group: list[Row]) -> Look:

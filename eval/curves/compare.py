@@ -3,23 +3,17 @@ than its error."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from scipy import stats
 
 from core.errors import UserError, nearest
+from eval.curves.seeds import KEYS, OF_A_SEED, mean_and_error, seedless
 from eval.curves.series import measured
 from eval.rows import Protocol, Row
 from eval.text import one_line, text_table
 
-# What a selector may name
-KEYS = (
-    "method", "run", "ema", "sampler", "guidance_scale", "threshold", "grid", "config_sha256",
-    "seed", "train_seed", *Protocol._fields, "steps", "weights_sha256", "fid_error", "train_images",
-)  # fmt: skip
 SIGNIFICANT = 2.0  # |z| from which a difference is more than its error, where that is well known
 
 
@@ -63,19 +57,19 @@ class Comparison:
 def standard_error(row: Row) -> float | None:
     """The standard error of the row's `fid`; None without an error bar.
 
-    fid_std is the spread of one set of n images. A row of several sets reports their mean, whose
-    error is smaller by the root of their number.
+    fid_std is the spread of one set of n images, or of one training. A row of several reports their
+    mean, whose error is smaller by the root of their number.
     """
-    return None if row.fid_std is None else row.fid_std / row.sets**0.5
+    return None if row.fid_std is None else row.fid_std / row.repeats**0.5
 
 
 def needed_z(x: Row, y: Row) -> float:
     """The |z| from which two rows' difference is more than its error: 2 where the errors are well
-    known, and more where they come from a few sets, so that chance goes beyond it no more often
+    known, and more where they come from a few sets or seeds, so that chance goes beyond it no more often
     (4.6 %): Student's t with Welch and Satterthwaite's degrees of freedom. Two rows of 3 sets with
     errors of one size need 2.9."""
-    errors = [(standard_error(row) ** 2, row.sets - 1) for row in (x, y)]
-    spent = sum(variance**2 / sets for variance, sets in errors if sets)
+    errors = [(standard_error(row) ** 2, row.repeats - 1) for row in (x, y)]
+    spent = sum(variance**2 / free for variance, free in errors if free)
     if not spent:
         return SIGNIFICANT
     degrees = sum(variance for variance, _ in errors) ** 2 / spent
@@ -129,18 +123,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def seedless(row: Row) -> str:
-    """The name of the row's run without its training seed at the end: "flow" of "flow-seed3"
-    trained with seed 3. Runs that differ in nothing else are seeds of one thing."""
-    if row.train_seed is None:
-        return row.run
-    return re.sub(rf"(?<=.)[-_.]?(seed[-_]?)?(?<!\d){row.train_seed}$", "", row.run)
-
-
-# What may differ between training seeds of one thing
-OF_A_SEED = ("train_seed", "run", "config_sha256", "seed", "weights_sha256")
 
 
 def _points(rows: list[Row], by: str, name: str) -> dict[float, list[Row]]:
@@ -212,10 +194,8 @@ def compare(
 
 
 def _comparison(at: float, one: list[Row], two: list[Row]) -> Comparison:
-    means, seeds = (
-        [float(np.mean([r.fid for r in rows])) for rows in (one, two)],
-        (len(one), len(two)),
-    )
+    means = [mean_and_error([row.fid for row in rows])[0] for rows in (one, two)]
+    seeds = (len(one), len(two))
     if min(seeds) >= 2:
         error, degrees = _training_error(one, two)
         needed = float(stats.t.isf(stats.norm.sf(SIGNIFICANT), degrees))
@@ -234,12 +214,11 @@ def _training_error(one: list[Row], two: list[Row]) -> tuple[float, float]:
     freedom."""
     a, b = ({row.train_seed: row.fid for row in rows} for rows in (one, two))
     if a.keys() == b.keys():
-        differences = [a[seed] - b[seed] for seed in a]
-        return float(np.std(differences, ddof=1)) / len(a) ** 0.5, len(a) - 1
-    parts = [(np.var(list(v.values()), ddof=1) / len(v), len(v) - 1) for v in (a, b)]
+        return mean_and_error([a[seed] - b[seed] for seed in a])[1], len(a) - 1
+    parts = [(mean_and_error(list(v.values()))[1] ** 2, len(v) - 1) for v in (a, b)]
     variance = sum(part for part, _ in parts)
     spent = sum(part**2 / degrees for part, degrees in parts)
-    return float(variance) ** 0.5, float(variance**2 / spent) if spent else parts[0][1]
+    return variance**0.5, float(variance**2 / spent) if spent else parts[0][1]
 
 
 def seeds_words(points: list[Comparison], names: Sequence[str]) -> str:

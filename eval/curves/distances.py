@@ -11,7 +11,8 @@ from eval.curves.families import of_teacher
 from eval.curves.front import Cost, evaluations, front, milliseconds, points
 from eval.curves.labels import Curve, place_labels
 from eval.curves.panels import BEST, DARK, Panel, draw_reference, panels
-from eval.curves.series import errors_label, floors_of, measured, series_of
+from eval.curves.seeds import errors_label
+from eval.curves.series import floors_of, measured, series_of
 from eval.rows import Row, distance_label
 from eval.text import number, one_line
 
@@ -80,7 +81,7 @@ def _panel(panel: Panel, best: Curve | None, cost: Cost) -> list[Curve]:
         color, marker, dashes, _ = look(rows[0], panel.rows)
         x, y = points(rows, cost)
         # An error bar that reaches below zero would leave the logarithmic axis.
-        std = np.array([row.fid_std or 0.0 for row in rows])
+        std = np.array([row.bar or 0.0 for row in rows])
         bars = np.stack([np.minimum(std, 0.9 * y), std])
         axes.errorbar(
             x, y, yerr=bars, color=color, marker=marker, linestyle=dashes, markersize=5,
@@ -115,7 +116,7 @@ def draw_floors(several: list, group: list[Row]) -> None:
         dashes = (0, (1, 2)) if row.is_reconstruction else (0, (4, 3))
         if far := row.fid < lowest / FAR:
             several[0].set_ylim(bottom=lowest / 1.8)
-            words += f": {number(row.fid, row.fid_std)}, below this picture"
+            words += f": {number(row.fid, row.bar)}, below this picture"
         for axes in () if far else several:
             axes.axhline(row.fid, color="black", linestyle=dashes, linewidth=1, zorder=1)
         several[-1].annotate(
@@ -194,10 +195,10 @@ def _words(figure, found: list[Panel], group: list[Row], against: str) -> None:
 def _notes(group: list[Row], against: str, alone: bool) -> list[str]:
     """What all points of the picture have in common, and how to read it."""
     rows, errors, devices = measured(group), errors_label(measured(group)), _devices(group)
-    notes = [f"error bars: ±1 standard deviation ({errors})"] if errors else []
+    notes = [f"error bars: ±1 {errors}"] if errors else []
     notes += [
         f"weights: {', '.join(sorted({row.weights for row in rows}))}",
-        f"seed {', '.join(sorted({str(row.seed) for row in rows}))}",
+        f"seed {', '.join(sorted({str(one.seed) for row in rows for one in row.members}))}",
         f"extractor sha256 {rows[0].extractor_sha256[:8]}",
     ]
     notes += [] if against == "nfe" else ["on " + " and ".join(devices)]

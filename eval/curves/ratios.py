@@ -70,11 +70,11 @@ def ratio_tables(rows: list[Row], run: str) -> str:
     Raises:
         UserError: no row is of that run; see `best_of`.
     """
-    runs = sorted({row.run for row in measured(rows)})
+    groups, parts = by_protocol(rows), []
+    runs = sorted({row.run for group in groups for row in measured(group)})
     if run not in runs:
         raise UserError(f"no row is of run '{run}'{nearest(run, runs)}")
-    parts = []
-    for group in by_protocol(rows):
+    for group in groups:
         steps = sorted({row.steps for row in measured(group) if row.steps <= FEW})
         best = best_of(group, run) if steps else None
         if best is None:

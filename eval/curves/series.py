@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from core.runs import weights_in_words
 from core.setting import Setting
+from eval.curves.seeds import pooled
 from eval.curves.style import GENERATORS, style_of
 from eval.rows import Row, distance_label
 from eval.settings import grid_name
@@ -33,7 +34,8 @@ def by_protocol(rows: Iterable[Row]) -> list[list[Row]]:
     picture or table. Floors alone are no group.
 
     Of several rows of one series and number of steps only the last counts: the run was measured
-    again after more training, or with another error bar.
+    again after more training, or with another error bar. Training seeds of one thing are one row,
+    their mean (eval/curves/seeds.py).
 
     A floor joins every group that differs from it in n alone (a test split may be smaller than n);
     whoever shows it there says so.
@@ -41,7 +43,7 @@ def by_protocol(rows: Iterable[Row]) -> list[list[Row]]:
     points: dict[tuple, dict[tuple, Row]] = {}
     for row in measured(rows):
         points.setdefault(row.protocol, {})[row.series, row.steps] = row
-    groups = [list(group.values()) for group in points.values()]
+    groups = [pooled(group.values()) for group in points.values()]
     floors = [row for row in rows if row.is_floor]
     for group in groups:
         protocol = group[0].protocol
@@ -89,8 +91,8 @@ def series_label(row: Row, among: Iterable[Row]) -> str:
         words = [method_label(r.method)]
         if not (usual and len(used) == 1 and r.method == row.method):
             words.append(_sampler(r.setting))
-        if r.setting.guidance_scale != 1.0:
-            words.append(f"guidance {r.setting.guidance_scale:g}")
+        if guidance := r.setting.guidance_words():
+            words.append(guidance)
         return words
 
     words = named(row)
@@ -129,8 +131,3 @@ def protocol_label(group: list[Row]) -> str:
     return one_line(
         f"{distance_label(row)} (sha256 {row.extractor_sha256[:8]}), reference {row.reference}"
     )
-
-
-def errors_label(group: Iterable[Row]) -> str:
-    """What the error bars of these rows are; empty where there are none."""
-    return one_line(", ".join(sorted({row.fid_error for row in group if row.fid_error})))

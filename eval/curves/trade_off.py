@@ -69,7 +69,7 @@ def _cells(row: Row, floor: Row | None, group: list[Row]) -> list[str]:
         point_label(row, group),
         "" if row.is_floor else f"{row.nfe:g}",
         f"{1e3 * row.seconds_per_image:.3g}" if row.seconds_per_image else "",
-        number(row.fid, row.fid_std),
+        number(row.fid, row.bar),
         *("" if share is None else f"{share:.3f}" for share in (row.precision, row.recall)),
         f"{100 * off:.1f} %" if off is not None else "",
     ]

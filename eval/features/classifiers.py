@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.errors import UserError
-from core.files import open_tensors, whole_file
+from core.files import whole_file
+from core.tensors import open_tensors
 
 WEIGHTS = Path(__file__).parent / "weights"
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError, reason
-from core.files import load_tensors, sha256_of
+from core.files import sha256_of
+from core.tensors import load_tensors
 from eval.features.fidelity import torch_fidelity
 
 DEFAULT_WEIGHTS = Path(

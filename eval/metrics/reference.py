@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from core.data import ImageData
 from core.errors import UserError
-from core.files import read_tensors, write_tensors
 from core.processes import gather_in_order, share_of
+from core.tensors import read_tensors, write_tensors
 from eval.features.extractors import Extractor
 from eval.metrics.distances import Statistics, statistics
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from torch import Tensor
 
 from core.errors import UserError
-from core.files import sha256_of, write_text
+from core.files import check_place, sha256_of, write_text
 from core.pictures import read_samples
 from core.runs import Load
+from eval.curves.seeds import SeedMean, count_of
 from eval.curves.series import (
     by_protocol,
     floor_of,
@@ -98,7 +99,8 @@ def _uri(png: bytes) -> str:
 def series_data(rows: list[Row]) -> list[dict]:
     """What the page knows of each series (method, sampler and options), in order of appearance.
 
-    The same samples measured by two extractors are one series.
+    The same samples measured by two extractors are one series. Of one that was trained with several
+    seeds, `run` is that of the first.
     """
     methods = [row.method for row in measured(rows)]
     series = []
@@ -108,8 +110,9 @@ def series_data(rows: list[Row]) -> list[dict]:
         series.append(
             {
                 "method": row.method,
-                "run": row.run,
+                "run": row.members[0].run,
                 "seed": row.seed,
+                "seeds": count_of(points),
                 "label": one_line(look.label),
                 "name": series_label(row, rows),
                 "light": readable(look.color, LIGHT),
@@ -165,25 +168,32 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load
     Raises:
         UserError: no curves there, or nothing measured in them, or `runs` holds none of the runs.
     """
-    rows = read_measured(curves)
-    names = list(dict.fromkeys(row.run for row in measured(rows)))
+    sha256 = None
+    while sha256 != (now := sha256_of(curves)):  # a sweep may append to it in the meantime
+        rows, sha256 = read_measured(curves), now
+    groups = by_protocol(rows)
+    shown = shown_rows(rows, groups)
+    # Of several training seeds the first is shown where one can be
+    firsts = [row.members[0] for row in measured(shown)]
+    names = list(dict.fromkeys(row.run for row in firsts))
     if runs is not None and not any(run_folder(runs, name) for name in names):
         raise UserError(
             f"--runs {runs} holds none of the runs {', '.join(names)}: give the folder they are in"
         )
     runs = runs or find_runs(curves.parent, rows)
-    points = list(series_of(rows).values())
-    known = prices(rows, runs)
+    points = list(series_of(shown).values())
+    known = prices(firsts, runs)
     names += [one["run"] for one in known if one["run"] not in names]
     there = {name: run for name in names if (run := run_folder(runs, name))}
     losses = {name: loss for name, run in there.items() if (loss := loss_by_level(run))}
-    data = row_data(rows)
+    means = [row for row in shown if isinstance(row, SeedMean)]
+    data = row_data(rows, means, groups)
     return {
         "dataset": one_line(rows[0].dataset),
-        "source": {"file": curves.name, "sha256": sha256_of(curves)},
+        "source": {"file": curves.name, "sha256": sha256},
         "rows": data,
-        "groups": group_data(rows, data),
-        "series": series_data(rows),
+        "groups": group_data(groups, shown, [*rows, *means], data),
+        "series": series_data(shown),
         "strips": sample_strips(points, curves.parent),
         "trajectories": trajectory_data(points, runs, steps, images, load),
         "losses": losses,
@@ -192,37 +202,56 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load
     }
 
 
-def row_data(rows: list[Row]) -> list[dict]:
-    """The rows as they are published, with the class distance of those that are shown."""
+def shown_rows(rows: list[Row], groups: list[list[Row]]) -> list[Row]:
+    """The rows in the order of the file, where those that are seeds of one thing are their mean."""
+    place = {id(row): i for i, row in enumerate(rows)}
+    means = [row for group in groups for row in group if isinstance(row, SeedMean)]
+    joined = {member.series for row in means for member in row.members}
+    alone = [row for row in rows if row.is_floor or row.series not in joined]
+    return sorted([*alone, *means], key=lambda row: place[id(row.members[0])])
+
+
+def row_data(rows: list[Row], means: list[SeedMean], groups: list[list[Row]]) -> list[dict]:
+    """The rows as they are published, with the class distance of those that are shown. After them
+    the means over training seeds, with the error that is shown and, as "members", the rows of their
+    seeds by their index."""
     data = {id(row): row.model_dump() | {"class_distance": None} for row in rows}
-    for group in by_protocol(rows):
+    place = {id(row): i for i, row in enumerate(rows)}
+    for row in means:
+        values = row.model_dump(exclude={"of_seeds"}) | {"class_distance": None}
+        members = [place[id(member)] for member in row.members]
+        data[id(row)] = values | {"fid_std": row.bar, "members": members}
+    for group in groups:
         for row in group:
-            data[id(row)]["class_distance"] = class_distance(row, floor_of(group))
+            for one in {id(r): r for r in (row, *row.members)}.values():
+                data[id(one)]["class_distance"] = class_distance(one, floor_of(group))
     return list(data.values())
 
 
-def group_data(rows: list[Row], data: list[dict]) -> list[dict]:
-    """What the page shows of each protocol: its measures, and rows (`data`, as in `row_data`) and
+def group_data(
+    groups: list[list[Row]], shown: list[Row], every: list[Row], data: list[dict]
+) -> list[dict]:
+    """What the page shows of each protocol: its measures, and rows (`data`, of `every` row) and
     series by their index."""
-    place = {id(row): i for i, row in enumerate(rows)}
-    index = {key: i for i, key in enumerate(series_of(rows))}
-    groups = []
-    for group in by_protocol(rows):
-        shown = sorted(measured(group), key=lambda row: (index[row.series], row.nfe))
+    place = {id(row): i for i, row in enumerate(every)}
+    index = {key: i for i, key in enumerate(series_of(shown))}
+    found = []
+    for group in groups:
+        drawn = sorted(measured(group), key=lambda row: (index[row.series], row.nfe))
         there = [data[place[id(row)]] for row in group]
-        groups.append(
+        found.append(
             {
                 "words": protocol_label(group),
                 "measures": {
-                    key: one_line(measure_label(shown[0], key))
+                    key: one_line(measure_label(drawn[0], key))
                     for key in MEASURES
                     if any(row[key] is not None for row in there)
                 },
-                "points": [{"row": place[id(row)], "series": index[row.series]} for row in shown],
+                "points": [{"row": place[id(row)], "series": index[row.series]} for row in drawn],
                 "floors": [place[id(row)] for row in floors_of(group)],
             }
         )
-    return groups
+    return found
 
 
 def render(data: dict) -> str:
@@ -252,6 +281,7 @@ def write_report(
     images: int = 4,
 ) -> Path:
     """Writes the report of `curves` to `out` and returns `out`."""
+    check_place(out)
     text = render(collect(curves, runs, steps or [1, 4, 16], images, load))
     write_text(out, text)
     return out

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from core.data import ImageData
 from core.errors import UserError
+from core.files import check_place
 from core.noise import Noise
 from core.pictures import PLANE, centres
-from core.runs import Load, Run
+from core.runs import Load, Run, weights_meant
 from core.sampling.sample import sample_images
 from core.sampling.solvers import Progress
 from core.setting import Setting
 from eval.curves.canvas import SMALL, broken, look, pyplot, save
-from eval.curves.series import measured, series_label, series_of
+from eval.curves.series import by_protocol, measured, series_label, series_of
 from eval.rows import OF_POINTS, Row
 from eval.text import counted, one_line
 
@@ -70,9 +71,10 @@ def crossing(paths: Tensor) -> float:
 
 def _chosen(rows: list[Row]) -> list[Row]:
     """One row of each run that was measured as points: of its first sampler the one with the most
-    steps up to STEPS."""
+    steps up to STEPS. Of several training seeds it is the first's."""
     found: dict[tuple, Row] = {}
-    for series in series_of(rows).values():
+    firsts = [row.members[0] for group in by_protocol(rows) for row in measured(group)]
+    for series in series_of(firsts).values():
         few = [row for row in series if row.steps <= STEPS]
         if few and few[0].metric in OF_POINTS:
             found.setdefault((few[0].method, few[0].run), few[-1])
@@ -87,10 +89,11 @@ def plot_paths(rows: list[Row], runs: Path, path: Path, load: Load) -> list[Path
     Args:
         runs: the folder of the runs; those that are not there are left out, with a warning.
     """
+    check_place(path)
     chosen, models, data = [], [], {}
-    for row in _chosen(measured(rows)):
+    for row in _chosen(rows):
         try:
-            run = load(runs / row.run, "raw" if row.ema == "raw" else "ema", "cpu", row.steps)
+            run = load(runs / row.run, weights_meant(row.ema), "cpu", row.steps)
             if run.data is None:
                 raise UserError(f"{run.folder} does not say what it was trained on")
             if run.data.name not in data:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, FiniteFloat, ValidationError
 from core.config import Strict
 from core.errors import UserError
 from core.files import read_text
-from core.training.checkpoints import latest_checkpoint
+from core.training.checkpoints import read_newest
 from core.training.origin import Price, read_origin, read_price
 from eval.curves.series import measured
 from eval.rows import Row
@@ -84,8 +84,7 @@ def find_runs(folder: Path, rows: list[Row]) -> Path | None:
 
 
 def _price(run: Path) -> Price | None:
-    checkpoint = latest_checkpoint(run)
-    return read_price(checkpoint) if checkpoint else None
+    return read_newest(run, read_price)
 
 
 def _config_sha256(place: Path, name: str) -> str | None:
@@ -93,7 +92,7 @@ def _config_sha256(place: Path, name: str) -> str | None:
     run = run_folder(place, name)
     try:
         price = run and _price(run)
-    except UserError:
+    except (OSError, UserError):
         return None
     return price.config_sha256 if price else None
 

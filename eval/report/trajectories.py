@@ -15,9 +15,8 @@ from core.data import DataConfig, ImageData
 from core.errors import UserError
 from core.noise import Noise
 from core.pictures import tile
-from core.runs import Load, Run
-from core.sampling.denoisers import denoiser_for
-from core.sampling.sample import sample_images
+from core.runs import Load, Run, weights_meant
+from core.sampling.sample import denoiser_of, sample_images
 from core.sampling.solvers import Progress
 from eval.report.training import inside
 from eval.rows import Row
@@ -59,7 +58,7 @@ def forward_film(run: Run, row: Row, images: Tensor, labels: Tensor) -> Film:
     rng = Noise(row.seed, torch.arange(len(images), device=model.device))
     eps, x0 = rng.normal(run.spec.shape, "prior"), model.codec.encode(images.to(model.device))
     condition = Condition(labels.to(model.device)) if run.spec.num_classes else UNCONDITIONED
-    denoiser = denoiser_for(model, condition, setting.guidance_scale, setting.threshold)
+    denoiser = denoiser_of(model, setting, condition)
     times = [k / FORWARD for k in range(FORWARD + 1)]
     states, guesses = [], []
     for t in times:
@@ -125,13 +124,13 @@ class _Films:
             UserError: its run is not there or does not fit; or the data set is not there.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        weights = "raw" if row.ema == "raw" else "ema"
+        weights = weights_meant(row.ema)
         run = self.load(inside(self.folder, row.run), weights, device, row.steps)
         images, labels = self._examples_for(run)
         if run.weights_sha256 != row.weights_sha256:
             self.note(f"the weights in {run.folder} are not those that were measured")
         setting = row.setting
-        key = (run.weights_file, setting.guidance_scale, setting.threshold, row.seed)
+        key = (run.weights_sha256, setting.guidance_words(), setting.threshold, row.seed)
         if key not in self.forward:
             self.forward[key] = forward_film(run, row, images, labels)
         out, back = self.forward[key], backward_film(run, row, labels)
@@ -204,7 +203,7 @@ def films(series: list[list[Row]], folder: Path, wanted: list[int], count: int, 
     for index, rows in enumerate(series):
         for row in chosen_rows(rows, wanted):
             try:
-                made.add(index, row)
+                made.add(index, row.members[0])
             except UserError as error:
                 made.note(str(error))
                 break

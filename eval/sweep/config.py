@@ -9,11 +9,13 @@ from pydantic import Field, field_validator, model_validator
 from core.config import Strict
 from core.data import DataConfig
 from core.processes import check_device
+from core.runs import check_weights
 from core.sampling.solvers import make_sampler
-from core.setting import GuidanceScale, Option, Setting, Steps, Threshold
+from core.setting import GuidanceInterval, GuidanceScale, Option, Setting, Steps, Threshold
 from eval.settings import normal
 
 Name = Annotated[str, Field(min_length=1)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)]
 
 
 class Sampled(Strict):
@@ -23,20 +25,28 @@ class Sampled(Strict):
     here. A sampler that is named begins with everything off that is not given.
     """
 
-    weights: Literal["ema", "raw"] = "ema"
-    """the moving average, or the network itself"""
+    weights: str = "ema"
+    """ema: the moving average; raw: the network itself; half-life N: the average of N images that
+    is put together from the run's snapshots"""
     samplers: tuple[str, ...] | None = Field(default=None, min_length=1)
     """null: the model's own"""
     steps: tuple[Steps, ...] | None = Field(default=None, min_length=1)
     """null: the model's own"""
     guidance_scales: tuple[GuidanceScale, ...] | None = Field(default=None, min_length=1)
     """weights of classifier-free guidance; 1.0 is off"""
+    guidance_interval: GuidanceInterval | None = None
+    """the times that guidance acts at, both ends included; null: all"""
     threshold: Threshold | None = None
     """clipping of the guess of x0 at every step"""
     grid: str | None = None
     """spacing of the times; null: the sampler's own"""
     options: dict[str, Option] = {}
     """the samplers' own options, such as eta of ddim"""
+
+    @field_validator("weights")
+    @classmethod
+    def _weights(cls, weights: str) -> str:
+        return check_weights(weights)
 
     @field_validator("samplers")
     @classmethod
@@ -48,6 +58,7 @@ class Sampled(Strict):
     def settings(self, own: Setting) -> list[Setting]:
         """Every setting of the entry; `own`: how the model is meant to be sampled."""
         given: dict = {"threshold": self.threshold, "grid": self.grid, "options": self.options}
+        given |= {"guidance_interval": self.guidance_interval}
         given = {key: value for key, value in given.items() if value}
         found = []
         for sampler in self.samplers or (None,):
@@ -63,10 +74,14 @@ class Sampled(Strict):
 class SweepEntry(Sampled):
     """One run, and how it is sampled."""
 
+    LATER = ("seeds",)
+
     run: Name
     """folder, or name of a published checkpoint"""
     method: Name | None = None
     """what the rows call it; null: the method named in the run's config"""
+    seeds: Seeds | None = None
+    """training seeds that are measured, as in the sweep; null: those of the sweep"""
 
 
 class Measured(Strict):
@@ -141,6 +156,8 @@ class Measured(Strict):
 class SweepConfig(Measured):
     """Which runs are measured, with what, and where the rows go."""
 
+    LATER = ("seeds",)
+
     out: Name
     """the curves file"""
     runs: str | None = None
@@ -151,3 +168,15 @@ class SweepConfig(Measured):
     checkpoints; a run that knows must have the same"""
     entries: tuple[SweepEntry, ...] = Field(min_length=1)
     """what is measured"""
+    seeds: Seeds | None = None
+    """training seeds of every entry: 0 is its run, k is RUN-seedk, sampled with `seed` plus k, so
+    that no noise is in the figures of two; null: the run alone, whatever its seed"""
+
+    @model_validator(mode="after")
+    def _seeds(self) -> SweepConfig:
+        for seeds in (self.seeds or (), *(entry.seeds or () for entry in self.entries)):
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"seeds names one twice: {', '.join(map(str, seeds))}")
+            if max(seeds, default=0) + self.seed >= 2**32:
+                raise ValueError("seeds: seed is added to each, and the sum must be below 2^32")
+        return self

@@ -4,6 +4,7 @@ as far as they are known."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from core.runs import Load, NotARun, Run
 from core.sampling.sample import expected_nfe
 from core.setting import Setting
 from core.training.checkpoints import latest_checkpoint
+from eval.curves.seeds import seeded
 from eval.curves.series import method_label
 from eval.features.extractors import Extractor
 from eval.metrics.distances import SMALLEST
@@ -28,13 +30,14 @@ from eval.sweep.machine import commit
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """Samples to be made: a model and how it is sampled. nfe: network evaluations per image, as
-    expected (what the row reports is counted)."""
+    """Samples to be made: a model, how it is sampled, and the seed of its noise. nfe: network
+    evaluations per image, as expected (what the row reports is counted)."""
 
     run: Run
     method: str
     setting: Setting
     nfe: int
+    seed: int
 
     @property
     def label(self) -> str:
@@ -142,19 +145,37 @@ class _Runs:
         return self.loaded[key]
 
 
+def _trainings(config: SweepConfig) -> Iterator[tuple[SweepEntry, int | None]]:
+    """Each entry for each of its training seeds, with the run of that seed."""
+    for entry in config.entries:
+        for seed in entry.seeds or config.seeds or (None,):
+            yield entry.model_copy(update={"run": seeded(entry.run, seed or 0)}), seed
+
+
+def _check_seed(run: Run, seed: int | None) -> None:
+    """Raises UserError where a run was trained with another seed than the sweep says."""
+    if None not in (seed, run.train_seed) and seed != run.train_seed:
+        raise UserError(
+            f"{run.folder} was trained with seed {run.train_seed}, and the sweep measures it as "
+            f"seed {seed}: train it with train.seed={seed}, or change seeds"
+        )
+
+
 def plan(config: SweepConfig, device: torch.device, load: Load) -> list[Point]:
     """All points of the sweep, in the order of the config; everything that can be refused is
     refused here."""
     runs, points = _Runs(config, device, load), []
-    for entry in config.entries:
+    for entry, seed in _trainings(config):
         own = runs.find(entry, entry.steps[0] if entry.steps else None)
         for setting in entry.settings(own.spec.setting):
             run = runs.find(entry, setting.steps)
+            _check_seed(run, seed)
             try:
                 nfe = expected_nfe(run.model, setting)
             except UserError as error:
                 raise UserError(f"{run.folder} with {setting.label()}: {error}") from error
-            points.append(Point(run, entry.method or run.method, setting, nfe))
+            noise = config.seed + (seed or 0)
+            points.append(Point(run, entry.method or run.method, setting, nfe, noise))
     used = {
         (data.name, data.side, data.root if data.name == "folder" else None)
         for data in (data_of(config, point.run) for point in points)
@@ -181,10 +202,11 @@ def measurement(
         "nfe": float(point.nfe),
         "guidance_scale": setting.guidance_scale,
         "ema": run.ema,
-        "seed": config.seed,
+        "seed": point.seed,
         "threshold": setting.threshold,
         "grid": grid_name(setting),
         "options": setting.options,
+        "guidance_interval": setting.guidance_interval,
         "train_images": run.train_images,
         "train_evals": run.train_evals,
         "train_seconds": run.train_seconds,

@@ -32,10 +32,10 @@ class _MemoryExhausted(Exception):
     """A batch of a single image did not fit into memory."""
 
 
-def _images(point: Point, setting: Setting, indices: Tensor, seed: int, callback=None) -> Tensor:
+def _images(point: Point, setting: Setting, indices: Tensor, callback=None) -> Tensor:
     """`sample_images` of the point's model; its errors name the run."""
     try:
-        return sample_images(point.run.model, setting, indices, seed, callback=callback)
+        return sample_images(point.run.model, setting, indices, point.seed, callback=callback)
     except UserError as error:
         raise UserError(f"{point.run.folder}: {error}") from error
 
@@ -77,7 +77,7 @@ class PointSampler:
             self._warm_up(point)
             indices = torch.arange(min(batch_size, len(self.share)))
             start = time.perf_counter()
-            images = _images(point, once, indices, config.seed)
+            images = _images(point, once, indices)
             return images, time.perf_counter() - start
 
         images, seconds = self._fitting(timed, point)
@@ -138,7 +138,7 @@ class PointSampler:
         )
         once = point.setting.model_copy(update={"steps": 1})
         for size in sizes - {0}:
-            _images(point, once, torch.arange(size), self.config.seed)
+            _images(point, once, torch.arange(size))
 
     def _fitting(self, share: Callable[[int], tuple], point: Point) -> tuple:
         """share(batch size), with batches that fit into memory. accelerate's helper comes in only
@@ -223,7 +223,7 @@ class PointSampler:
 
         with count_evals(point.run.model.network) as counter:
             start = time.perf_counter()
-            images = _images(point, point.setting, indices, config.seed, after_step)
+            images = _images(point, point.setting, indices, after_step)
             # images are on the CPU, so the device has finished
             seconds = time.perf_counter() - start
         return Part(

@@ -17,7 +17,7 @@ from pydantic import FiniteFloat, ValidationError
 from torch import Tensor
 
 from core.config import Strict
-from core.files import read_tensors, write_tensors
+from core.tensors import read_tensors, write_tensors
 from eval.features.extractors import Extractor
 from eval.text import file_name, short_hash
 

@@ -102,7 +102,7 @@ def _line(method: str, rows: dict[str, list[Row]], results: Path) -> list[str]:
         for nfe in EVALUATIONS:
             at = [row for row in some if row.nfe == nfe]
             best = min(at, key=lambda row: row.fid, default=None)
-            cells.append(number(best.fid, best.fid_std) if best else "")
+            cells.append(number(best.fid, best.bar) if best else "")
     file = METHODS[trained_by].partition(":")[0].replace(".", "/") + ".py"
     return [
         f"[{method_label(method)}]({file})",

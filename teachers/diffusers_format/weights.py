@@ -3,6 +3,7 @@ safetensors or pickled. Read as tensors alone: nothing in them is run."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.errors import UserError
-from core.files import load_tensors, read_text
+from core.files import read_text, sha256_of
+from core.tensors import load_tensors
 
 STEM = "diffusion_pytorch_model"
 _WHOLE = re.compile(rf"{STEM}(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
@@ -55,6 +57,12 @@ class Weights:
         if not self.sharded:
             return (self.file,)
         return tuple(self.file.with_name(name) for name in sorted(set(self._map().values())))
+
+    def sha256(self) -> str:
+        """The hash of the file, or one of the hashes of its shards."""
+        hashes = [sha256_of(file) for file in self.files()]
+        joined = "".join(hashes).encode()
+        return hashlib.sha256(joined).hexdigest() if self.sharded else hashes[0]
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them on the CPU.

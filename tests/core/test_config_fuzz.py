@@ -16,6 +16,7 @@ from core.config import Strict, apply_overrides, dump_config, parse, read_config
 from core.data import DataConfig
 from core.errors import UserError
 from core.networks.unet import UNetConfig
+from tests.helpers import inputs
 
 
 class Inner(Strict):
@@ -87,11 +88,14 @@ pytestmark = pytest.mark.timeout(3600)  # the long profile takes its time
 
 def _config_or_one_line(make) -> Strict | dict | None:
     try:
-        return make()
+        made = make()
     except UserError as error:
         line = str(error)
         assert line and len(line.splitlines()) == 1 and line.isprintable()
+        inputs.note(worked=False)
         return None
+    inputs.note(worked=True)
+    return made
 
 
 @given(classes, st.one_of(values, st.dictionaries(st.sampled_from(KEYS), values)))

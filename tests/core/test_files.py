@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from core.errors import UserError
-from core.files import open_tensors, whole_file, whole_folder, write_tensors, write_text
+from core.files import append_line, check_place, whole_file, whole_folder, write_text
+from core.tensors import open_tensors, write_tensors
 from tests.helpers.command_lines import ROOT, small_disk, tree
 
 FILE = """
@@ -145,6 +146,57 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
     with pytest.raises(UserError, match="could not be written: File name too long"):
         write_text(tmp_path / ("x" * 254), "x")
     assert tree(tmp_path) == {"file": b"kept"}
+
+
+def test_a_place_is_tried_and_left_as_it_was(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to("nowhere/at/all")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    for name in ("file", "new", "deep/er/new", "link"):
+        check_place(tmp_path / name)
+    for name in (".", "new", "deep/er/new"):
+        check_place(tmp_path / name, folder=True)
+    for name, folder in (
+        ("file/x", False), ("file/x/y", True), ("file", True), (".", False), ("pipe", False),
+        ("pipe", True), ("loop", False), ("/proc/x/y", False), ("/proc", True), ("/dev/null", False),
+        ("x" * 300 + "/y", False),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="(could not be written: .|exists and is no )") as found:
+            check_place(tmp_path / name, folder)
+        assert str(tmp_path / name) in str(found.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "kept"
+    with small_disk(tmp_path / "disk") as disk:
+        check_place(disk / "a")
+        with suppress(OSError), open(disk / "fill", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+        with pytest.raises(UserError, match=f"{disk}/a could not be written: No space left"):
+            check_place(disk / "a")
+
+
+def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path):
+    """Written as far as the disk goes, and taken back; what fits is appended to what is there."""
+    with small_disk(tmp_path / "disk") as disk:
+        file = disk / "a.jsonl"
+        with suppress(UserError):
+            while True:
+                append_line(file, "x" * 3000)
+        lines = file.read_bytes().splitlines(keepends=True)
+        assert len(lines) > 10 and set(lines) == {b"x" * 3000 + b"\n"}
+        with pytest.raises(UserError, match=f"{file} could not be written: No space left"):
+            append_line(file, "y" * 5000)
+        assert file.read_bytes().splitlines(keepends=True) == lines
+        (disk / "link").symlink_to(file)
+        append_line(disk / "link", "é")
+        assert file.read_text(encoding="utf-8").splitlines()[-1] == "é"
+    append_line(tmp_path / "new" / "b", "")
+    assert (tmp_path / "new" / "b").read_bytes() == b"\n"
+    for name in ("/dev/null", "/dev/full", tmp_path):
+        with pytest.raises(UserError, match=f"{name} exists and is no file"):
+            append_line(Path(name), "lost")
 
 
 def test_another_place_in_the_block_keeps_its_name(tmp_path):

@@ -16,19 +16,23 @@ from core.setting import Setting
 from eval.curves.table import markdown_tables
 from eval.curves_file import append_row, read_measured, read_rows
 from eval.rows import Row, Unmeasured, parse_row
+from tests.helpers import inputs
 from tests.helpers.rows import changed, row
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = sorted((ROOT / "results").rglob("curves.jsonl"))
 LINES = [line for file in PUBLISHED for line in file.read_bytes().splitlines()]
 RENAMED = {"jump": "consistency", "sde": "euler-maruyama"}
-NEW = ("options", "sets", "resamples", "train_seed", "ema_half_life", "critic_features")
+NEW = (
+    "options", "sets", "resamples", "train_seed", "ema_half_life", "critic_features",
+    "guidance_interval",
+)  # fmt: skip
 SAMPLED = next(json.loads(line) for line in LINES if json.loads(line)["sampler"])
 
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.parent.name)
 def test_published_rows_are_written_as_they_were(file, tmp_path):
-    """Same keys in the same order, same digits; the names of two samplers and five keys at the end
+    """Same keys in the same order, same digits; the names of two samplers and the keys at the end
     are new."""
     out = tmp_path / "curves.jsonl"
     for one in read_rows(file):
@@ -68,6 +72,7 @@ def test_the_configured_half_life_of_old_rows_is_marked():
 
 def test_a_row_holds_its_setting():
     given = {"sampler": "ddim", "grid": "karras", "guidance_scale": 2.0, "threshold": "static"}
+    given |= {"guidance_interval": (0.2, 0.8)}
     one = row("ddpm", 4, 2.0, **given, options={"eta": 0.5})
     assert one.setting == Setting(**given, steps=4, options={"eta": 0.5})
     assert row("floor", None, 2.0).setting is None
@@ -232,9 +237,11 @@ def test_mutated_rows_become_rows_or_one_line(first, second):
     for line in (first, second):
         try:
             rows.append(parse_row(line, "FILE, line 1"))
+            inputs.note(worked=True)
         except Unmeasured:
-            continue
+            inputs.note(worked=False)
         except UserError as error:
+            inputs.note(worked=False)
             assert str(error).startswith("FILE, line 1: ") and "\n" not in str(error)
     for one in rows:
         assert parse_row(one.json_line().encode(), "again") == one

@@ -14,7 +14,8 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from core.errors import _words
+from core.errors import in_words
+from tests.helpers import inputs
 
 PATIENCE = 60  # seconds that one input may take, on a machine that others use too
 MEMORY = 2 * 10**9  # bytes
@@ -112,11 +113,12 @@ def _late(*_: object) -> None:
 
 
 @contextmanager
-def limits() -> Iterator[None]:
-    """Raises Hang in the block after PATIENCE, and lets it have MEMORY more than there is in use."""
+def limits(more: int = MEMORY) -> Iterator[None]:
+    """Raises Hang in the block after PATIENCE, and lets it have `more` bytes than there are in
+    use."""
     old, memory = signal.signal(signal.SIGALRM, _late), resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, memory[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, memory[1]))
     signal.alarm(PATIENCE)
     try:
         yield
@@ -134,9 +136,11 @@ def works_or_one_line(act: Callable[[], Any]) -> bool:
     except Enough:
         pass
     except Exception as error:
-        line = _words(error)
+        line = in_words(error)
         if line is None:
             raise
         assert line and len(line.splitlines()) == 1 and line.isprintable() and len(line) < 2000
+        inputs.note(worked=False)
         return False
+    inputs.note(worked=True)
     return True

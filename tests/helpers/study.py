@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from core.errors import UserError
+from core.errors import in_words
 from scripts.ablate import read_plan, run_study, write_results
 from scripts.ablate_cell import run_task
 from scripts.lanes import Job
@@ -50,7 +50,9 @@ def in_this_process(jobs: list[Job]) -> dict[str, int]:
     for job in jobs:
         try:
             run_task(Path(job.command[-1]))
-        except UserError:
+        except Exception as error:
+            if in_words(error) is None:
+                raise
             failed[job.name] = 2
     return failed
 

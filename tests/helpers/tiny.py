@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from core.training.config import parse_run_config
 from core.training.method import Context
 from core.training.trainer import Trainer
-from lab import load, method_class
+from lab import feature_network, load, method_class
 
 NETWORK = {"widths": [8], "blocks": 1, "attention": [], "patch": 2}
 
@@ -63,7 +63,7 @@ def train_tiny(folder: Path | str, name: str = "ddpm", **options) -> Trainer:
     accelerator = Accelerator(cpu=True)
     method = cls.from_config(
         config.method,
-        Context(config.data, config.model, config.train.seed, accelerator.device, load),
+        Context(config.data, config.model, config.train.seed, accelerator.device, load, feature_network),
     )
     trainer = Trainer(config, method, accelerator)
     trainer.run()

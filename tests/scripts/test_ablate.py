@@ -18,12 +18,13 @@ import yaml
 from core.errors import UserError
 from core.training.checkpoints import latest_checkpoint
 from eval.curves_file import read_rows
+from lab import measure
 from scripts.ablate import read_plan
 from scripts.ablate_plan import plan_words
 from scripts.lanes import Job
 from tests.helpers.command_lines import ROOT, refused, run_process, run_script, tree
 from tests.helpers.runs import assert_same_bits
-from tests.helpers.small_sweep import MACHINE
+from tests.helpers.small_sweep import MACHINE, config
 from tests.helpers.study import in_this_process, run_here, write_study
 
 DIVERGES = {"optimizer.lr": [1e-3, 1e30]}
@@ -89,6 +90,27 @@ def test_what_two_studies_share_is_trained_once(tmp_path, runs):
     shared = [r for r in read_rows(runs / "ablations/second/curves.jsonl") if r.steps == 1]
     before = read_rows(runs / "ablations/first/curves.jsonl")
     assert shared[0] in before and shared[1] not in before  # measured once, too
+
+
+def test_cells_that_are_sampled_otherwise_share_their_training(tmp_path, runs):
+    """Each is measured as a sweep of its own measures it, and a plan counts the training once."""
+    axes = {"sweep.weights": ["raw", "half-life 100"]}
+    file = write_study(tmp_path, images=640, axes=axes, seeds=[0, 1], snapshots={"every": 64})
+    planned = read_plan(file, [])
+    assert "in all: 2 trainings, 1,280 images" in plan_words(planned.study, [], planned.runs)
+    table = run_here(file)
+    assert "2 of 2 trainings done" in table and "sweep.weights: " in table
+    folders = sorted((runs / "ablations").glob("ddpm-*"))
+    assert len(folders) == 2 and len(list(runs.rglob("study/cells/*.json"))) == 4
+    rows = read_rows(runs / "ablations/study/curves.jsonl")
+    assert [r.ema for r in rows[::2]] == ["raw", "post-hoc half-life 100"] * 2
+    again = config(folders[1], tmp_path / "again.jsonl", str(tmp_path / "cache"), seed=1, floor=False,
+                   entry={"samplers": ["ddim"], "steps": [1], "weights": "half-life 100"})  # fmt: skip
+    (row,) = measure(again)
+    assert row.fid in [r.fid for r in rows if r.run == folders[1].name and r.ema == row.ema]
+    assert run_here(file, runner=lambda jobs: {"begun": 1} if jobs else {}) == table
+    with pytest.raises(UserError, match="may not be sweep.steps: of the sweep sweep.weights, "):
+        read_plan(write_study(tmp_path, "bad", axes={"sweep.steps": [[1], [2]]}), [])
 
 
 def test_what_is_done_is_not_begun_again(tmp_path, runs):

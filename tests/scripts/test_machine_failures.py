@@ -3,7 +3,9 @@ readers that go away, terminals that know no ±. One line, and what was there st
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,8 +14,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from core.data.pairs import PairSource
 from core.errors import UserError, command_line, nearest, one_line
-from tests.helpers.command_lines import ROOT, refused, run_process, run_script, small_disk, tree
+from tests.fuzz.mistakes import limits
+from tests.helpers.command_lines import (
+    ROOT,
+    enlarge_disk,
+    refused,
+    run_process,
+    run_script,
+    small_disk,
+    tree,
+)
+from tests.helpers.study import run_here, write_study
 from tests.helpers.tiny import tiny_config, train_tiny
 
 DIGITS = ROOT / "results" / "digits" / "curves.jsonl"
@@ -30,8 +43,10 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture
 def commands(run, tmp_path):
     """Command lines that write to a place."""
-    config = tmp_path / "c.yaml"
+    config, pairs = tmp_path / "c.yaml", tmp_path / "p.yaml"
     config.write_text(yaml.safe_dump(tiny_config("unused", images=64)))
+    pairs.write_text(yaml.safe_dump({"run": str(run), "out": "unused", "count": 64, "steps": 1}))
+    study = write_study(tmp_path / "of_study", images=64)
     sample = ("sample", run, "--steps", "1", "--count", "2")
     measure = ("evaluate", "--run", run, "--steps", "1", "--n", "8", "--extractor", "digits-cnn")
     return lambda place: {
@@ -42,6 +57,10 @@ def commands(run, tmp_path):
         "evaluate": (*measure, "--out", place / "x.jsonl", f"cache={tmp_path / 'cache'}"),
         "plot": ("plot", DIGITS, "--out", place / "x", "--markdown", place / "x.md"),
         "report": ("report", DIGITS, "--out", place / "x.html", "--images", "0"),
+        "pairs": ("pairs", pairs, f"out={place / 'x'}", "sampler=ddim", "shard=16"),
+        "ablate": ("tests.kill.study", study, place / "x"),
+        "ablate elsewhere": ("ablate", study, f"out={place / 'x'}"),
+        "trajectories": ("trajectories", DIGITS.parent, "--out", place / "x.png"),
         "publish": ("publish", run.parent, place / "x"),
         "fetch": ("fetch_inception", "--out", place / "x.pth", "--from", config),
         "export": ("teacher", "export", run, place / "x"),
@@ -49,19 +68,40 @@ def commands(run, tmp_path):
 
 
 KINDS = ("sample", "sample into a folder", "sample a film", "train", "evaluate", "plot", "report",
-         "publish", "fetch", "export")  # fmt: skip
+         "pairs", "ablate", "ablate elsewhere", "trajectories", "publish", "fetch", "export")  # fmt: skip
+# What is worked out before anything is written
+WORK = {
+    "sample": "core.sampling.sample.sample",
+    "sample into a folder": "core.sampling.sample.sample",
+    "sample a film": "core.sampling.sample.sample",
+    "train": "core.training.trainer.Trainer._step",
+    "evaluate": "eval.sweep.points.PointSampler._batch",
+    "plot": "eval.curves.plots.plot_all",
+    "report": "eval.report.document.render",
+    "pairs": "core.pairs.sample",
+    "ablate": "core.training.trainer.Trainer._step",
+    "ablate elsewhere": "core.training.trainer.Trainer._step",
+    "trajectories": "eval.report.paths._chosen",
+}
 
 
 def _last_line(code: int, errors: str) -> str:
     assert code == 2 and "Traceback" not in errors, errors
-    errors = errors[errors.rindex("error: ") :]
-    assert errors.count("\n") == 1, errors
-    return errors
+    last = re.split(r"[\r\n]", errors.removesuffix("\n"))[-1]
+    assert last.startswith("error: ") and errors.count("error: ") <= 2, errors
+    return last
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("below", ["a file", "/proc"])
-def test_places_that_cannot_be_written(kind, below, commands, tmp_path, run):
+def test_places_that_cannot_be_written(kind, below, commands, tmp_path, run, monkeypatch):
+    """They are tried before the work."""
+
+    def worked(*_, **__):
+        raise AssertionError("the work was begun")
+
+    if kind in WORK:
+        monkeypatch.setattr(WORK[kind], worked)
     (tmp_path / "file").write_text("kept")
     place = tmp_path / "file" if below == "a file" else Path("/proc/nothing")
     if kind == "publish":
@@ -84,12 +124,66 @@ def test_a_full_disk(kind, commands, tmp_path):
         assert not [file for file in disk.rglob("*.partial")]
 
 
+def test_pairs_on_a_disk_that_fills_go_on_when_there_is_room(commands, tmp_path):
+    """What was written before is whole, and the end is that of a disk with room."""
+    options = ("count=512", "shard=32", "steps=2")
+    assert run_script(*commands(tmp_path)["pairs"], *options)[0] == 0
+    with small_disk(tmp_path / "disk") as disk:
+        command = (*commands(disk)["pairs"], *options)
+        line = _last_line(*run_script(*command))
+        assert "safetensors could not be written: " in line and "No space left on device" in line
+        assert not list(disk.rglob("*.partial"))
+        with pytest.raises(UserError, match=r"[1-9]\d* of 16 shards are there"):
+            PairSource(disk / "x", 0)
+        enlarge_disk(disk, "4m")
+        code, errors = run_script(*command)
+        assert code == 0 and "made again" not in errors, errors
+        found, whole = tree(disk / "x"), tree(tmp_path / "x")
+        manifests = [json.loads(files.pop("pairs.json")) for files in (found, whole)]
+        assert found == whole and len(found) == 16
+        assert len({json.dumps(one | {"seconds": 0}) for one in manifests}) == 1
+
+
+def test_a_study_on_a_disk_that_fills_goes_on_when_there_is_room(tmp_path, monkeypatch):
+    """The table says which trainings have failed and why; those that are done stay."""
+    study = write_study(tmp_path / "of_study", images=64)
+    with small_disk(tmp_path / "disk", "400k") as disk:
+        monkeypatch.setenv("RUNS", str(disk / "runs"))
+        failed = run_here(study)
+        assert failed.count("could not be written: ") == 1, failed
+        assert "No space left on device" in failed and not list(disk.rglob("*.partial"))
+        (done,) = disk.glob("runs/ablations/ddpm-*/curves.jsonl")
+        before = tree(done.parent)
+        enlarge_disk(disk, "8m")
+        assert "could not be written" not in run_here(study)
+        assert len(list(disk.glob("runs/ablations/ddpm-*/curves.jsonl"))) == 2
+        assert tree(done.parent) == before
+
+
 def test_memory_that_does_not_suffice(run, tmp_path):
     done = run_process(
         "sample", run, "--steps", "1", "--count", str(10**14), "--out", tmp_path / "x.png",
         encoding="utf-8",
     )  # fmt: skip
     assert "out of memory (" in _last_line(done.returncode, done.stderr)
+
+
+def test_pairs_that_do_not_fit_into_memory(commands, tmp_path):
+    options = ("count=2000000", "shard=1000000", "batch_size=1000000")
+    with limits(500 * 10**6):
+        line = _last_line(*run_script(*commands(tmp_path)["pairs"], *options))
+    assert "out of memory (" in line
+    assert not list((tmp_path / "x").iterdir())
+
+
+def test_a_training_of_a_study_that_does_not_fit_into_memory(tmp_path, monkeypatch):
+    """One cell fails, the table says why, and the others are there."""
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    study = write_study(tmp_path, images=64, axes={"train.batch_size": [64, 200_000]})
+    with limits(300 * 10**6):
+        table = run_here(study)
+    assert table.count("out of memory (") == 1 and "| 64 |" in table, table
+    assert len(list(tmp_path.glob("runs/ablations/ddpm-*/curves.jsonl"))) == 1
 
 
 def test_a_reader_that_goes_away():
@@ -105,7 +199,7 @@ def test_a_reader_that_goes_away():
 def test_a_full_disk_behind_stdout():
     with open("/dev/full", "wb") as full:
         done = run_process(*COMPARE, stdout=full, encoding="utf-8")
-    assert _last_line(done.returncode, done.stderr) == "error: No space left on device\n"
+    assert _last_line(done.returncode, done.stderr) == "error: No space left on device"
 
 
 LOCALES = (

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
 import yaml
 
 from core.config import read_config
+from core.data.pairs import PairSource
+from core.errors import UserError
+from core.locks import only_one
 from core.pairs import generate_pairs
 from lab import load
-from tests.helpers.command_lines import ROOT, refused, run_script
+from tests.helpers.command_lines import ROOT, refused, run_script, tree
 from tests.helpers.tiny import train_tiny
 
 
@@ -32,6 +37,71 @@ def test_pairs_are_those_of_their_config(tmp_path):
     assert "unknown key 'cuont' (did you mean 'count'?)" in line
     line = refused(tmp_path, "pairs", file, "sampler=ddpm", f"out={tmp_path}/c")
     assert "sampler 'ddpm' adds noise" in line
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Pairs in three shards, and the command that made them."""
+    train_tiny(tmp_path / "flow", images=64)
+    file = tmp_path / "pairs.yaml"
+    values = {"run": str(tmp_path / "flow"), "out": str(tmp_path / "a"), "count": 40, "steps": 2}
+    file.write_text(yaml.safe_dump(values | {"shard": 16}))
+    code, errors = run_script("pairs", file)
+    assert code == 0, errors
+    return tmp_path / "a", file
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+def lead_elsewhere(file):
+    file.unlink()
+    file.symlink_to(FIRST)
+
+
+FIRST, SECOND, LAST = (f"{k:06d}.safetensors" for k in range(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(LAST, cut), (FIRST, flip), (SECOND, Path.unlink), (SECOND, lead_elsewhere)],
+)
+def test_a_damaged_shard_is_made_again_to_the_bit(made, name, damage):
+    """The same command mends it, and its work counts once."""
+    folder, file = made
+    before = tree(folder)
+    damage(folder / name)
+    with pytest.raises(UserError, match=f"{name} is .*: run scripts.pairs again"):
+        PairSource(folder, 0)
+    code, errors = run_script("pairs", file)
+    assert code == 0 and f"{name} is damaged or missing and is made again" in errors
+    after = tree(folder)
+    one, other = (json.loads(files.pop("pairs.json")) for files in (before, after))
+    assert after == before
+    assert one["shards"] == other["shards"]
+    # a shard of 8 in place of one of 16 is taken for as dear as they are on average
+    assert abs(other["evals"] / one["evals"] - 1) <= 0.15
+    PairSource(folder, 0)
+    _, errors = run_script("pairs", file)
+    assert "made again" not in errors
+
+
+def test_two_processes_for_the_same_pairs(made):
+    """The second one is told, and what the first has made stays."""
+    folder, file = made
+    before = tree(folder)
+    for process, count in (("mine", 40), ("another", 48)):
+        with only_one(folder, "held"):
+            line = refused(folder.parent, "pairs", file, f"count={count}")
+        assert f"another process makes pairs in {folder}" in line, process
+    assert tree(folder) == before
 
 
 def test_shipped_pairs_are_those_of_the_published_flows():

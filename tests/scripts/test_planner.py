@@ -261,3 +261,45 @@ def test_a_study_beside_the_configs_makes_nothing(tmp_path, runs, monkeypatch):
         "flow_pairs",
         "reflow",
     ]
+
+
+SEEDS = {
+    "a.yaml": "run: runs/data/a\nmethod: {init: runs/data/t}\n",
+    "t.yaml": "run: runs/data/t\nmethod: {}\ntrain: {seed: 0}\n",
+    "s.yaml": "out: runs/data/s.jsonl\nruns: runs/data\nentries:\n  - {run: t, seeds: [0]}\n"
+    "  - {run: a}\n",
+}
+
+
+def test_runs_of_other_seeds_are_planned_as_sweeps_measure_them(tmp_path, monkeypatch):
+    """From what the run starts from; a sweep's own seeds, or those of the command, but for entries
+    with seeds of their own."""
+    (tmp_path / "data").mkdir()
+    for name, text in SEEDS.items():
+        (tmp_path / "data" / name).write_text(text)
+    monkeypatch.setenv("CONFIGS", str(tmp_path))
+    assert set(read_configs("data")) == {"a", "s", "t"}
+    configs = read_configs("data", "new", seeds=(0, 2))
+    planner = Planner(configs, None)
+    assert planner.measured_by("s") == ["t", "a", "a-seed2"]
+    assert planner.everything() == ["a", "a-seed2"]
+    t, a, other, sweep = (step.job for step in planner.plan([*planner.everything(), "s"]))
+    assert (t.name, other.name, other.after) == ("t", "a-seed2", frozenset({"t"}))
+    assert other.command[-5:] == (
+        "scripts.train", str(tmp_path / "data" / "a.yaml"), "method.init=new/t", "train.seed=2",
+        "run=new/a-seed2",
+    )  # fmt: skip
+    assert (
+        a.command[-1] == "run=new/a"
+        or a.command[-1] == "method.init=new/t"
+        and "seeds=[0, 2]" in sweep.command
+    )
+    sweep_file = tmp_path / "data" / "s.yaml"
+    sweep_file.write_text(SEEDS["s.yaml"] + "seeds: [5]\n")
+    assert Planner(read_configs("data"), None).measured_by("s") == ["t", "a-seed5"]
+
+
+def test_seeds_that_cannot_be_are_refused(runs, monkeypatch):
+    for seeds, says in (("0,x", "SEEDS 0,x: give numbers"), ("1,1", "SEEDS=1,1: from 0 up")):
+        monkeypatch.setenv("SEEDS", seeds)
+        assert says in refused(runs.parent, "recipe", "digits", "--for", "quickstart")

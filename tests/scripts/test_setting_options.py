@@ -48,6 +48,15 @@ def parsed(*arguments: str) -> argparse.Namespace:
         ((), OWN),
         (("--steps", "4"), OWN.model_copy(update={"steps": 4})),
         (("--guidance-scale", "1.0"), OWN.model_copy(update={"guidance_scale": 1.0})),
+        (
+            ("--guidance-interval", "0.25,0.75"),
+            OWN.model_copy(update={"guidance_interval": (0.25, 0.75)}),
+        ),
+        (("--guidance-interval", "0,1"), OWN),
+        (
+            ("--guidance-interval", "0.2,0.8", "--guidance-scale", "1"),
+            OWN.model_copy(update={"guidance_scale": 1.0}),
+        ),
         (("--threshold", "none"), OWN.model_copy(update={"threshold": "none"})),
         (("--grid", "karras"), OWN.model_copy(update={"grid": "karras"})),
         # another sampler, or the same by name, begins with everything off
@@ -74,6 +83,9 @@ def test_what_is_left_out_is_the_models_own(arguments, expected):
         (("--option", "eta=nan"), "options.eta"),
         (("--sampler", "jump"), "it is called 'consistency' now"),
         (("--threshold", "harsh"), "threshold"),
+        (("--guidance-interval", "0.8,0.2"), "guidance_interval"),
+        (("--guidance-interval", "0.8"), "guidance_interval"),
+        (("--guidance-interval", "0,1000"), "guidance_interval"),
         (("--guidance-scale", "inf"), "guidance_scales"),
     ],
 )

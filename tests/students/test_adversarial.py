@@ -14,7 +14,7 @@ from core.diffusion.paths import make_path
 from core.errors import UserError
 from core.model import Model
 from core.networks.convolutional import ConvolutionalConfig, Encoder, GeneratorConfig
-from core.networks.heads import Heads, UNetWithHeads
+from core.networks.heads import Heads, LevelHeads, WithHeads
 from core.networks.unet import UNetConfig
 from core.noise import Noise
 from core.sampling.sample import sample
@@ -69,7 +69,7 @@ def test_the_encoder_is_the_networks_own():
     whole = net(b.x0, t, label=b.condition.label)
     handle.remove()
     assert torch.equal(net(b.x0, t, label=b.condition.label, features=True), seen[0])
-    both = UNetWithHeads(net)
+    both = WithHeads(net)
     F, values = both(b.x0, t, label=b.condition.label, values=True)
     assert torch.equal(F, whole) and torch.equal(both(b.x0, t, label=b.condition.label), whole)
     assert values.shape == (6, 16)
@@ -167,7 +167,7 @@ def test_the_shared_critic_tells_data_from_the_student():
 def adversarial(**keys) -> AdversarialDistillation:
     torch.manual_seed(5)
     config = AdversarialConfig(name="add", teacher="x", **keys)
-    return AdversarialDistillation(config, small(), Heads(16, 3), None)
+    return AdversarialDistillation(config, small(), LevelHeads((16,), 3), None)
 
 
 def test_distillation_is_to_the_teachers_guess_of_the_renoised_image():

@@ -7,7 +7,10 @@ import torch
 from scipy import integrate, stats
 from torch import distributions
 
+from core.diffusion.parameterisations import ConsistencyFunction, SingularTime
 from core.diffusion.paths import PATHS, make_path
+from core.errors import UserError
+from core.model import Model
 from teachers.exact import MixtureDenoiser, gaussian_flow, mixture_model
 
 MEANS, STDS, WEIGHTS = [-1.0, 0.2, 1.5], [0.3, 0.05, 0.6], [0.5, 0.2, 0.3]
@@ -75,6 +78,33 @@ def test_as_a_model(name):
     for time in (0.1, 0.7, 1.0):
         t = torch.tensor(time, dtype=torch.float64)
         torch.testing.assert_close(model.x0(x, t), _denoiser(path).x0(x, t), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_score_of_a_model(name):
+    """model.score is the gradient of log p_t, by autograd, at a time for each sample; at clean data
+    it is refused, and so is that of a consistency function."""
+    path, generator = make_path(name), torch.Generator().manual_seed(0)
+    means = torch.randn(3, 1, 2, 2, dtype=torch.float64, generator=generator)
+    stds, weights = MIXTURE[1:]
+    model = mixture_model(path, means, stds, weights)
+    times = torch.tensor([0.02, 0.3, 0.95, 1.0], dtype=torch.float64)
+    x = torch.randn(4, 1, 2, 2, dtype=torch.float64, generator=generator)
+    point = x.clone().requires_grad_()
+    c = path.at(times)
+    for i in range(4):
+        width = (c.alpha[i] ** 2 * stds**2 + c.sigma[i] ** 2).sqrt()[:, None].expand(3, 4)
+        components = distributions.Independent(
+            distributions.Normal(c.alpha[i] * means.flatten(1), width), 1
+        )
+        p = distributions.MixtureSameFamily(distributions.Categorical(weights), components)
+        p.log_prob(point[i].flatten()).backward()
+    torch.testing.assert_close(model.score(x, times), point.grad, rtol=1e-9, atol=1e-9)
+    with pytest.raises(SingularTime, match="score of data without noise"):
+        model.score(x, torch.tensor(0.0, dtype=torch.float64))
+    spec = model.spec.model_copy(update={"prediction": ConsistencyFunction()})
+    with pytest.raises(UserError, match="no score"):
+        Model(model.network, spec).score(x, times)
 
 
 @pytest.mark.parametrize("name", PATHS)

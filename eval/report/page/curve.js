@@ -23,13 +23,45 @@ function weights(row) {
   return /^half-life/.test(row.ema ?? "") ? `${row.ema} (cap)` : row.ema;
 }
 
+const membersOf = (row) => (row.members ?? []).map((index) => DATA.rows[index]);
+
+/** "0: 3.21, 1: 3.40": what each training seed of a mean has. */
+function seedValues(row, key) {
+  const known = membersOf(row).filter((one) => one[key] != null);
+  return known.map((one) => `${one.train_seed}: ${digits(one[key], row[key] ?? one[key])}`).join(", ");
+}
+
+const hasSeeds = (group) => group.points.some((point) => DATA.rows[point.row].members?.length > 1);
+
+/** A thin line for each training seed behind the mean of a series. */
+function seedTraces(series, mine, group, key, xKey, height) {
+  const seeds = [...new Set(mine.flatMap((row) => membersOf(row).map((one) => one.train_seed)))];
+  return seeds.map((seed) => {
+    const own = mine.flatMap(membersOf).filter((one) => one.train_seed === seed && one[key] != null && one[xKey] > 0);
+    const name = `${escapeText(series.name)}, training seed ${seed}`;
+    return {
+      type: "scatter",
+      mode: "lines+markers",
+      name,
+      x: own.map((one) => one[xKey]),
+      y: own.map((one) => height(one[key])),
+      text: own.map((one) => hoverText(one, group, key)),
+      hovertemplate: `<b>${name}</b><br>%{text}<extra></extra>`,
+      line: { color: faded(colour(series), 0.45), width: 0.8 },
+      marker: { symbol: series.marker, size: 4, color: faded(colour(series), 0.45) },
+    };
+  });
+}
+
 function hoverText(row, group, key) {
   const error = key === "fid" && row.fid_std !== null ? ` ± ${digits(row.fid_std, row.fid)} (${row.fid_error})` : "";
   const lines = [`${escapeText(group.measures[key])} <b>${digits(row[key])}</b>${escapeText(error)}`];
   if (row.sampler !== null) {
-    const guidance = row.guidance_scale === 1 ? "" : `, guidance ${row.guidance_scale}`;
+    const within = row.guidance_interval ? ` in [${row.guidance_interval.join(", ")}]` : "";
+    const guidance = row.guidance_scale === 1 ? "" : `, guidance ${row.guidance_scale}${within}`;
     lines.push(`${plural(row.steps, "step")}, ${plural(row.nfe, "evaluation")} (NFE)${guidance}`);
   }
+  if (row.members?.length > 1) lines.push(`training seeds ${seedValues(row, key)}`);
   lines.push(`n = ${row.n}${row.seed === null ? "" : `, seed ${row.seed}`}`);
   lines.push(`extractor ${row.extractor} (${row.extractor_sha256.slice(0, 8)})`);
   lines.push(`reference ${row.reference} (${row.reference_sha256.slice(0, 8)})`);
@@ -73,7 +105,9 @@ function drawCurve() {
       ...y.map((value, i) => value + std[i]),
       ...y.map((value, i) => value - Math.min(below[i], 0.5 * Math.abs(value))),
     );
-    traces.push({
+    const thin = seedTraces(series, mine, group, key, xKey, height);
+    ys.push(...thin.flatMap((trace) => trace.y));
+    traces.push(...thin, {
       type: "scatter",
       mode: "lines+markers",
       name: escapeText(series.name),
@@ -172,6 +206,7 @@ function drawCurve() {
   const missing = rows.filter((row) => !usable(row)).length;
   const devices = new Set(rows.map((row) => row.device).filter(Boolean));
   $("left-out").textContent = [
+    hasSeeds(group) ? "Thick lines are means over training seeds with their standard errors, thin ones the seeds." : "",
     missing ? `${plural(missing, "point")} cannot be shown on these axes: the value was not recorded.` : "",
     xKey === "seconds_per_image" && devices.size > 1
       ? `Times of different devices do not compare: ${[...devices].join("; ")}.`
@@ -240,13 +275,20 @@ function drawMeaning() {
 }
 
 function drawTable() {
-  const group = chosenGroup();
+  const group = chosenGroup(),
+    several = hasSeeds(group);
   const columns = [
     ["series", null],
     ["steps", (r) => r.steps],
     ["NFE", (r) => r.nfe],
     [group.measures.fid, (r) => digits(r.fid)],
     ["±", (r) => (r.fid_std === null ? "" : digits(r.fid_std, r.fid))],
+    ...(several
+      ? [
+          ["± is", (r) => r.fid_error ?? ""],
+          ["training seeds", (r) => (r.members ? seedValues(r, "fid") : r.train_seed ?? "")],
+        ]
+      : []),
     ["kernel distance", (r) => (r.kid === null ? "" : digits(r.kid))],
     ["precision", (r) => (r.precision === null ? "" : r.precision.toFixed(3))],
     ["recall", (r) => (r.recall === null ? "" : r.recall.toFixed(3))],

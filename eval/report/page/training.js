@@ -132,7 +132,7 @@
   const distinct = (key, cut = 12) =>
     [...new Set(DATA.rows.map((row) => row[key]).filter(Boolean))].map((v) => v.slice(0, cut)).join(", ");
   const facts = [
-    `${DATA.source.file}: ${plural(DATA.rows.length, "row")}, sha256 ${DATA.source.sha256.slice(0, 16)}`,
+    `${DATA.source.file}: ${plural(DATA.rows.filter((row) => !row.members).length, "row")}, sha256 ${DATA.source.sha256.slice(0, 16)}`,
     `commit ${distinct("commit")}`,
     `sampled on ${distinct("device", 80)}`,
     "written by python -m scripts.report",

@@ -77,3 +77,16 @@ def test_its_derivative_along_the_flow_is_that_of_autograd(backend):
     exact = torch.autograd.functional.jvp(along, zero, torch.ones_like(zero))[1]
     tolerance = 1e-9 if backend == "forward" else 1e-4
     torch.testing.assert_close(slope, exact, rtol=tolerance, atol=tolerance)
+
+
+def test_in_two_halves_it_is_the_network():
+    """The encoder's part is what the middle block puts out, and the rest takes it from there."""
+    net = randomised(MLPConfig(width=16, blocks=3).build(2, 1, 3))
+    x, t, label = torch.randn(4, 2, 1, 1), torch.rand(4), torch.tensor([0, 1, 2, 3])
+    seen: list[torch.Tensor] = []
+    handle = net.blocks[1].register_forward_hook(lambda module, given, out: seen.append(out))
+    whole = net(x, t, label=label)
+    handle.remove()
+    assert torch.equal(net(x, t, label=label, features=True).flatten(1), seen[0])
+    assert torch.equal(net.decode(net.encode(x, t, label=label)), whole)
+    assert (net.decode(net.encode(x + 1, t, label=label)) - whole).abs().max() > 1e-3

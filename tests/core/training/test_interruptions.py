@@ -6,17 +6,22 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 
 from core.errors import UserError
-from core.training.checkpoints import latest_checkpoint
+from core.training.checkpoints import latest_checkpoint, read_newest
+from eval.report.training import _config_sha256, loss_by_level
+from eval.report.training import prices as report_prices
 from lab import load
+from scripts.ablate_plan import prices as study_prices
+from scripts.planner import _is_weights_alone
 from tests.helpers.command_lines import ROOT
+from tests.helpers.rows import row
 from tests.helpers.runs import assert_same_bits, images_of
 from tests.helpers.tiny import metrics_of, tiny_config, train_tiny
 
@@ -163,21 +168,68 @@ def test_a_run_does_not_go_on_with_another_teacher(tmp_path):
         train_tiny(tmp_path / "student", "progressive", **options)
 
 
+def teachers_price(run: Path) -> dict:
+    """As the report of a student tells it."""
+    student = row("student", 1, 1.0, teacher=run.name, train_evals=1.0)
+    return next(one for one in report_prices([student], run.parent) if one["run"] == run.name)
+
+
+def there(found: object) -> None:
+    assert found
+
+
+READERS = {
+    "its weights and their hash": lambda run: there(load(run).weights_sha256),
+    "its price in a report": lambda run: there(teachers_price(run)["train_images"]),
+    "the config that is measured": lambda run: there(_config_sha256(run.parent, run.name)),
+    "its losses": lambda run: there(loss_by_level(run)["images"]),
+    "its price in the plan of a study": lambda run: there(study_prices(run.parent)["ddpm"]),
+    "whether it goes on": lambda run: there(not _is_weights_alone(run)),
+}
+
+
 def test_a_run_that_trains_can_be_read_at_any_moment(tmp_path):
     run = tmp_path / "run"
-    log = {"checkpoint_every": 64}
-    process = start(run, images=64_000, log=log)
-    wait_for(lambda: latest_checkpoint(run) is not None)
-    reads = threading.Event()
-    end = time.monotonic() + 4
-    count = 0
-    while time.monotonic() < end and process.poll() is None:
-        load(run)
-        count += 1
-    reads.set()
-    process.kill()
-    process.communicate(timeout=60)
-    assert count > 20
+    process = start(run, images=640_000, log={"checkpoint_every": 64, "metrics_every": 64})
+    wait_for(lambda: latest_checkpoint(run) is not None and (run / "metrics.jsonl").is_file())
+    counts, end = Counter(), time.monotonic() + 4
+    try:
+        while time.monotonic() < end and process.poll() is None:
+            for what, read in READERS.items():
+                for _ in range(1 if "weights" in what else 10):
+                    read(run)
+                    counts[what] += 1
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+    assert counts.keys() == READERS.keys() and min(counts.values()) > 5, counts
+
+
+def test_a_reader_begins_again_where_its_checkpoint_was_replaced(tmp_path):
+    """Between its listing and its reading, as often as it takes; what is really damaged is said."""
+    folder = tmp_path / "checkpoints"
+
+    def replaced(by: int) -> None:
+        (folder / f"{by:012d}-00").mkdir(parents=True)
+        for old in folder.glob(f"{by - 1:012d}-00"):
+            old.rmdir()
+
+    def read(checkpoint: Path) -> str:
+        number = images_of(checkpoint)
+        if number < 5:
+            replaced(number + 1)
+            raise FileNotFoundError(checkpoint)
+        return checkpoint.name
+
+    assert read_newest(tmp_path, read) is None
+    replaced(1)
+    assert read_newest(tmp_path, read) == "000000000005-00"
+    with pytest.raises(UserError, match="damaged"):
+        read_newest(tmp_path, lambda checkpoint: refuse(f"{checkpoint} is damaged"))
+
+
+def refuse(words: str) -> None:
+    raise UserError(words)
 
 
 def test_the_last_picture_is_made_after_a_kill_behind_the_last_checkpoint(tmp_path):

@@ -74,6 +74,19 @@ def test_norm_of_the_gradient_that_the_optimiser_gets(clip, gradient, seen):
     assert float(before) == pytest.approx(gradient)
 
 
+@pytest.mark.parametrize(("gradient", "value"), [(1.0, math.nan), (math.inf, 1.0), (math.nan, 1.0)])
+def test_nothing_changes_where_a_loss_or_a_gradient_is_not_finite(gradient, value):
+    role = begun(nn.Linear(3, 2), OptimizerConfig(), 4, half_life=4)
+    before = [*role.network.state_dict().values(), *role.average().state_dict().values()]
+    before = [tensor.clone() for tensor in before]
+    for parameter in role.network.parameters():
+        parameter.grad = torch.full_like(parameter, gradient)
+    assert role.step(0, 0.0, torch.tensor([0.5, value])) is None
+    after = [*role.network.state_dict().values(), *role.average().state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(parameter.grad is None for parameter in role.network.parameters())
+
+
 def weights_of_the_past(role: Role, steps: int) -> torch.Tensor:
     """[steps] what each step's weights make of the average, the last one first: from an average
     over weights that are 1 at one step and 0 at all others. One coordinate a step."""

@@ -11,7 +11,8 @@ import torch
 from scipy import stats
 
 from core.errors import UserError
-from eval.curves.compare import compare, seedless, seeds_words, select, standard_error
+from eval.curves.compare import compare, seeds_words, select, standard_error
+from eval.curves.seeds import seedless
 from eval.rows import Row
 from tests.helpers.rows import changed, row
 

@@ -23,6 +23,7 @@ from core.pictures import save_png
 from core.sampling.sample import sample_images
 from core.setting import Setting
 from core.training.checkpoints import CHECKSUMS
+from eval.curves.seeds import seeded
 from eval.curves_file import append_row, read_rows
 from eval.report.document import LIGHT, collect, png_uri, readable, sample_strips, write_report
 from eval.report.training import loss_by_level, prices
@@ -299,3 +300,32 @@ def test_nothing_outside_the_runs_is_embedded(tmp_path, capsys):
     assert "missing" in data["trajectories"]
     said = capsys.readouterr().err
     assert "link.yaml is a link" in said and "is no name of a folder" in said
+
+
+def test_training_seeds_are_a_mean_that_knows_its_rows(tmp_path):
+    """One series with the mean and its error; what is published stays as it is."""
+    fids = {0: 3.0, 1: 4.0, 2: 8.0}
+    rows = [
+        row("flow", steps, fid * steps, run=seeded("flow", seed), seed=seed, train_seed=seed,
+            config_sha256=str(seed), weights_sha256=str(seed))
+        for seed, fid in fids.items()
+        for steps in (1, 2)
+    ]  # fmt: skip
+    old = changed(rows[2], fid=99.0)  # measured again later
+    for one in (row("ddpm", 1, 5.0), old, *rows):
+        append_row(tmp_path / "curves.jsonl", one)
+    data = json.loads(json.dumps(collect(tmp_path / "curves.jsonl", None, [1], 0, load)))
+    published = [json.loads(one.json_line()) for one in (row("ddpm", 1, 5.0), old, *rows)]
+    assert [r | {"class_distance": None} for r in published] == data["rows"][:8]
+    means = data["rows"][8:]
+    assert [series["name"] for series in data["series"]] == ["DDPM teacher, ddim", "flow, ddim"]
+    assert data["series"][1]["seeds"] == "3" and data["series"][1]["run"] == "flow"
+    assert [p["row"] for p in data["groups"][0]["points"]] == [0, 8, 9]
+    for mean, steps in zip(means, (1, 2), strict=True):
+        members = [data["rows"][i] for i in mean["members"]]
+        assert {r["train_seed"]: r["fid"] for r in members} == {
+            k: v * steps for k, v in fids.items()
+        }
+        assert mean["fid"] == pytest.approx(5.0 * steps)
+        assert mean["fid_std"] == pytest.approx(steps * 7**0.5 / 3**0.5)  # of 3, 4 and 8
+        assert mean["fid_error"] == "over 3 training seeds"

@@ -146,3 +146,28 @@ def test_what_cannot_be_sampled_is_refused_ahead(run, cache, tmp_path, entry, sa
     with pytest.raises(UserError, match=says):
         measure(config(run, tmp_path / "new" / "c.jsonl", cache, entry))
     assert not (tmp_path / "new").exists()
+
+
+def test_training_seeds_are_runs_of_their_own_with_noise_of_their_own(tmp_path):
+    """Each as the run of that name alone is measured with that seed of samples; a folder that was
+    trained with another seed is refused."""
+    for seed in (0, 2):
+        train_tiny(tmp_path / f"t{'-seed2' * (seed == 2)}", images=64, train={"seed": seed})
+    cache, once = str(tmp_path / "cache"), {"samplers": ["ddim"], "steps": [1]}
+    both = config("t", tmp_path / "both.jsonl", cache, once, runs=str(tmp_path), seed=5,
+                  seeds=[0, 2], floor=False)  # fmt: skip
+    rows = measure(both)
+    assert [(r.run, r.train_seed, r.seed) for r in rows] == [("t", 0, 5), ("t-seed2", 2, 7)]
+    for row, run, seed in zip(rows, ("t", "t-seed2"), (5, 7), strict=True):
+        alone = config(
+            tmp_path / run, tmp_path / f"{run}.jsonl", cache, once, seed=seed, floor=False
+        )
+        (other,) = measure(alone)
+        assert other.fid == row.fid and other.key == row.key
+    (tmp_path / "t-seed2").rename(tmp_path / "t-seed3")
+    wrong = both.model_copy(update={"seeds": (3,)})
+    with pytest.raises(UserError, match="t-seed3 was trained with seed 2.* measures it as seed 3"):
+        measure(wrong)
+    for seeds, says in (([1, 1], "names one twice: 1, 1"), ([2**32 - 1], "below 2.32")):
+        with pytest.raises(UserError, match=says):
+            config("t", tmp_path / "x.jsonl", cache, seed=5, seeds=seeds)

@@ -21,6 +21,7 @@ from core.diffusion.grids import make_grid
 from core.diffusion.parameterisations import ConsistencyFunction
 from core.diffusion.tables import BetaTable
 from core.errors import UserError
+from core.files import sha256_of
 from core.model import ModelSpec
 from core.networks.diffusers import DiffusersConfig
 from core.networks.unet import UNetConfig
@@ -107,7 +108,8 @@ def run_of(folder: Path, network, path, prediction, num_classes, boundary, codec
     folder.mkdir(parents=True)
     save_weights(folder / "ema.safetensors", model.network.state_dict(), spec)
     model = model.eval().requires_grad_(False)
-    given = (None, "half-life 5 images", "c" * 64, folder / "ema.safetensors", 640, 1920.0, 3.5)
+    file = folder / "ema.safetensors"
+    given = (None, "half-life 5 images", "c" * 64, file, sha256_of(file), 640, 1920.0, 3.5)
     return Run(folder, folder.name, "ddpm", None, model, DataConfig(name="digits"), *given[1:])
 
 
