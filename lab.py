@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, str] = {
     "ddpm": "teachers.ddpm:DDPM",
+    "autoencoder": "teachers.autoencoder:Autoencoder",
     "progressive": "students.progressive:Progressive",
     "consistency": "students.consistency:Consistency",
     "consistency-training": "students.consistency_training:ConsistencyTraining",

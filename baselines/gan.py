@@ -78,9 +78,7 @@ class GAN(Method):
         data, spec = one_step_spec(context, "generator")
         generator = new_model(spec, context)
         torch.manual_seed(context.seed + 1)
-        critic = Encoder(
-            config.critic, spec.channels, spec.side, spec.num_classes, 1, projection=True
-        )
+        critic = Encoder(config.critic, *spec.shape[:2], spec.num_classes, 1, projection=True)
         return cls(config, generator, critic.to(context.device), ImageSource(data, context.seed))
 
     def turn(self, step: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Locks: of two processes that would write the same place, the second one is told."""
+"""Locks: of two processes that would write the same place, the second one is told, or waits."""
 
 from __future__ import annotations
 
@@ -28,3 +28,11 @@ def only_one(path: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """While the block runs, no other process is in it for the same path: it waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=-1):
+        yield

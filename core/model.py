@@ -13,7 +13,7 @@ import torch
 from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
-from core.codec import CODECS, Codec
+from core.codec import CODECS, Codec, CodecSpec, LatentSpec, seen_shape
 from core.condition import UNCONDITIONED, Condition
 from core.config import Strict
 from core.diffusion.parameterisations import (
@@ -67,7 +67,7 @@ class ModelSpec(ModelConfig):
     channels: int = Field(ge=1, le=4096)
     side: int = Field(ge=1, le=4096)
     num_classes: int = Field(ge=0, le=1_000_000)
-    codec: Literal[tuple(CODECS)] = "pixels"
+    codec: CodecSpec = "pixels"
     sampling: Setting | None = None
     """how it is meant to be sampled; null: as its parameterisation suggests"""
     null_trained: bool | None = None
@@ -100,10 +100,22 @@ class ModelSpec(ModelConfig):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample, as the network sees it."""
-        return CODECS[self.codec].shape(self.channels, self.side)
+        return seen_shape(self.codec, self.channels, self.side)
 
-    def build(self) -> Model:
-        """A freshly initialised Model.
+    @property
+    def codec_words(self) -> str | None:
+        """What rows call the latents that the network sees; None where it sees the data."""
+        latent = isinstance(self.codec, LatentSpec)
+        return self.codec.words(self.channels, self.side) if latent else None
+
+    @property
+    def codec_sha256(self) -> str | None:
+        """Of the weights of the codec; None where it has none."""
+        return getattr(self.codec, "sha256", None)
+
+    def build(self, codec: Codec | None = None) -> Model:
+        """A freshly initialised Model, with the codec that the spec speaks of, where that has
+        weights.
 
         Raises:
             UserError: the images do not fit the network, or it is told a second time that the
@@ -114,7 +126,8 @@ class ModelSpec(ModelConfig):
                 "model.prediction=mean-velocity and model.network.second_time=true belong together: "
                 f"they are {self.prediction} and {str(self.network.second_time).lower()}"
             )
-        return Model(self.network.build(self.channels, self.side, self.num_classes), self)
+        channels, side = self.shape[:2]
+        return Model(self.network.build(channels, side, self.num_classes), self, codec)
 
 
 def upgraded(spec: dict) -> dict:
@@ -130,18 +143,25 @@ def upgraded(spec: dict) -> dict:
 
 
 class Model(nn.Module):
-    """network + spec. Shapes: x [B, *spec.shape]; times t and s are [] or [B], float64."""
+    """network + spec, and the codec where that has weights. Shapes: x [B, *spec.shape]; times t
+    and s are [] or [B], float64."""
 
-    def __init__(self, network: nn.Module, spec: ModelSpec):
+    def __init__(self, network: nn.Module, spec: ModelSpec, codec: Codec | None = None):
         super().__init__()
         self.network, self.spec = network, spec
         self.path: Path = make_path(spec.path) if isinstance(spec.path, str) else spec.path.build()
         self.parameterisation: Parameterisation = make_parameterisation(spec.prediction)
-        self.codec: Codec = CODECS[spec.codec]
+        if codec is None and spec.codec in CODECS:
+            codec = CODECS[spec.codec]
+        if codec is None or codec.spec != spec.codec:
+            raise ValueError(f"a model with the codec {spec.codec} is made with that codec")
+        self.codec: Codec = codec
 
-    def with_network(self, network: nn.Module) -> Model:
-        """The same model of another network: a wrapped or an averaged one."""
-        return Model(network, self.spec)
+    def with_network(self, network: nn.Module, /, **changes: Any) -> Model:
+        """The same model of another network, a wrapped, an averaged or a copied one, with these
+        values of its spec changed."""
+        spec = self.spec.model_copy(update=changes) if changes else self.spec
+        return Model(network, spec, self.codec)
 
     @property
     def device(self) -> torch.device:

@@ -79,10 +79,11 @@ def generate_pairs(
         seed=seed,
         guidance_scale=guidance_scale,
         shard=shard,
-        channels=run.spec.channels,
-        side=run.spec.side,
+        channels=run.spec.shape[0],
+        side=run.spec.shape[1],
         num_classes=classes,
         text_length=0 if text is None else text.shape[1],
+        codec=run.spec.codec_sha256,
     )
     grid_of(setting, run.model)  # refused before anything is written
     check_place(folder, folder=True)

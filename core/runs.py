@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from core.autoencoders import FOLDER, kept_codec
+from core.codec import LatentSpec
 from core.data import DataConfig
 from core.errors import UserError, nearest
 from core.model import Model, ModelSpec
@@ -162,7 +164,9 @@ def _read_run(
     average = configured if half_life is None else "average"
     file = checkpoint / f"{'ema' if POST_HOC.fullmatch(weights) else weights}.safetensors"
     digest = check_file(file)
-    model = read_spec(file).build()
+    spec = read_spec(file)
+    codec = kept_codec(spec.codec, folder / FOLDER) if isinstance(spec.codec, LatentSpec) else None
+    model = spec.build(codec)
     if wanted := POST_HOC.fullmatch(weights):
         made = post_hoc(folder, checkpoint, float(wanted[1]))
         model.network.load_state_dict(made.state)

@@ -49,7 +49,8 @@ class Row(Strict):
     """One line of curves.jsonl, its keys in their published order.
 
     A floor compares real images with real images: nothing was sampled, so `sampler` and what goes
-    with it are null.
+    with it are null. With `codec` it compares reconstructions by an autoencoder with them, which is
+    the best that models in its latents can be expected to reach.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -111,6 +112,8 @@ class Row(Strict):
     configured one, which many runs did not reach"""
     critic_features: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """what the critics saw that the model was trained by; never those of `extractor`"""
+    codec: str | None = None
+    """latents that the network saw, by their shape and their autoencoder; null: the data"""
     guidance_interval: Annotated[GuidanceInterval, Field(strict=False)] | None = None
     """the times that guidance acts at; null: all"""
 
@@ -135,8 +138,13 @@ class Row(Strict):
 
     @property
     def is_floor(self) -> bool:
-        """Whether the row compares real images with real images."""
+        """Whether the row compares real images with real images, as they are or reconstructed."""
         return self.sampler is None
+
+    @property
+    def is_reconstruction(self) -> bool:
+        """Whether it is a floor of images that went through a codec."""
+        return self.is_floor and self.codec is not None
 
     @property
     def weights(self) -> str | None:

@@ -61,7 +61,7 @@ class FlowDistillation(Method):
         model = run.model
         pairs = PairSource(config.pairs, context.seed)
         pairs.check_fits(model.spec)
-        student = Model(model.network, model.spec.model_copy(update={"null_trained": False}))
+        student = model.with_network(model.network, null_trained=False)
         method = cls(config, student.train().requires_grad_(True), pairs)
         method.teacher_name = pairs.manifest.run_name
         method.started_from = {run.name: run.weights_sha256}

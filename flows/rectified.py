@@ -27,6 +27,7 @@ from core.training.method import (
     new_model,
     noise_of,
     regress,
+    training_data,
 )
 from core.training.roles import Role
 
@@ -117,9 +118,9 @@ class RectifiedFlow(Method):
                 )
             run = context.load(config.init, "ema", context.device)
             started_from = {run.name: run.weights_sha256}
-            spec = run.spec.model_copy(update={"discrete_steps": None, "sampling": None})
-            model = Model(run.model.network, spec).train().requires_grad_(True)
-            data = context.data.load().seen_by(model.spec.num_classes, model.spec.text)
+            model = run.model.with_network(run.model.network, discrete_steps=None, sampling=None)
+            model = model.train().requires_grad_(True)
+            data = training_data(context, run).seen_by(model.spec.num_classes, model.spec.text)
         pairs = PairSource(config.pairs, context.seed) if config.pairs else None
         method = cls(config, model, pairs or ImageSource(data, context.seed))
         method.started_from = started_from

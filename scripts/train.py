@@ -83,7 +83,13 @@ def train(config: RunConfig, cpu: bool = False) -> None:
     method = cls.from_config(
         config.method,
         Context(
-            config.data, config.model, config.train.seed, accelerator.device, load, feature_network
+            config.data,
+            config.model,
+            config.train.seed,
+            accelerator.device,
+            load,
+            feature_network,
+            Path(config.run).parent / ".cache",
         ),
     )
     Trainer(config, method, accelerator).run()

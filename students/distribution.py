@@ -116,7 +116,7 @@ class DistributionMatching(Method):
     def __init__(self, config: DistributionConfig, teacher: Model, source: ImageSource | None):
         self.config, self.source = config, source
         scores = {"autocast": teacher.spec.autocast and config.half}
-        self.teacher = Model(teacher.network, teacher.spec.model_copy(update=scores))
+        self.teacher = teacher.with_network(teacher.network, **scores)
         options = {} if config.start == 1 else {"start": config.start}
         setting = Setting(sampler="consistency", steps=config.steps, options=options)
         student = trainable_copy(teacher, config.dropout, discrete_steps=None, sampling=setting)

@@ -114,7 +114,7 @@ def told_of_guidance(teacher: Model, config: GuidedDistillationConfig) -> Model:
     spec = teacher.spec.model_copy(
         update={"network": shape, "null_trained": False, "discrete_steps": None}
     )
-    student = spec.build()
+    student = spec.build(teacher.codec)
     missing, unexpected = student.network.load_state_dict(
         teacher.network.state_dict(), strict=False
     )

@@ -101,9 +101,7 @@ class PostTraining(Method):
         check_not_told(run.spec)
         source, spec = student_source(run, context), run.spec
         torch.manual_seed(context.seed + 1)
-        critic = Encoder(
-            config.critic, spec.channels, spec.side, spec.num_classes, 1, projection=True
-        )
+        critic = Encoder(config.critic, *spec.shape[:2], spec.num_classes, 1, projection=True)
         method = cls(config, run.model, critic.to(context.device), source)
         method.started_from = {run.name: run.weights_sha256}
         supervised_by(method, run)

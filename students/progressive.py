@@ -126,7 +126,7 @@ class Progressive(Method):
         if index > 0:
             role = self.roles["student"]
             weights = role.average().state_dict()
-            self.teacher = Model(self.helpers["teacher"], role.model.spec)
+            self.teacher = role.model.with_network(self.helpers["teacher"])
             self.teacher.network.load_state_dict(weights)
             role.model.network.load_state_dict(weights)
 

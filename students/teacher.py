@@ -18,7 +18,14 @@ from core.model import Model, ModelSpec
 from core.networks.dropout import same_dropout
 from core.noise import Noise
 from core.runs import Run
-from core.training.method import Context, Method, MethodConfig, images_and_spec, new_model
+from core.training.method import (
+    Context,
+    Method,
+    MethodConfig,
+    images_and_spec,
+    new_model,
+    training_data,
+)
 
 Solver = Literal["euler", "heun"]
 
@@ -60,7 +67,7 @@ def load_teacher(folder: str, context: Context, steps: int | None = None) -> Run
 
 def student_source(teacher: Run, context: Context) -> ImageSource:
     """The student's images; raises UserError where they are not of the teacher's kind."""
-    data, spec = context.data.load(), teacher.spec
+    data, spec = training_data(context, teacher), teacher.spec
     if (data.channels, data.side) != (spec.channels, spec.side):
         raise UserError(
             f"data '{context.data.name}' is {data.channels}x{data.side}x{data.side}, but the "
@@ -90,7 +97,7 @@ def trainable_copy(teacher: Model, dropout: float, **changes: Any) -> Model:
             module.p = dropout
     shape = teacher.spec.network.with_dropout(dropout)
     given = {"null_trained": False, "network": shape, **changes}
-    return Model(network, teacher.spec.model_copy(update=given))
+    return teacher.with_network(network, **given)
 
 
 def with_guidance(batch: Batch, spec: ModelSpec) -> Batch:

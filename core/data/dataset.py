@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core.codec import CODECS
+from core.codec import CODECS, Codec
 from core.condition import Condition
 from core.data.densities import Density
+from core.data.encoded import Encoded
 from core.errors import UserError
 from core.networks.text import TextConfig
 from core.noise import Noise
@@ -31,10 +32,11 @@ class ImageData:
 
     images: as they are stored, uint8 [N, C, H, W], or points in float32 [N, D, 1, 1]; labels: int64
     [N], all 0 where there are no classes; num_classes: 0 = none; flip: whether a mirrored image is
-    as good an image; class_names: by label, () where they are not known; codec: the name of what
-    turns them into what a network sees; density: of points, the exact distribution that they were
-    drawn from; captions: a text per image, () where there are none; text: their tokens as a network
-    reads them, int64 [N, L], None where none does; attributes: what captions say, by name."""
+    as good an image; class_names: by label, () where they are not known; codec: what turns them
+    into what a network sees; encoded: the images as a codec with weights has encoded them; density:
+    of points, the exact distribution that they were drawn from; captions: a text per image, ()
+    where there are none; text: their tokens as a network reads them, int64 [N, L], None where none
+    does; attributes: what captions say, by name."""
 
     name: str
     split: str
@@ -43,7 +45,8 @@ class ImageData:
     num_classes: int
     flip: bool = False
     class_names: tuple[str, ...] = ()
-    codec: str = "pixels"
+    codec: Codec = CODECS["pixels"]
+    encoded: Encoded | None = None
     density: Density | None = None
     captions: tuple[str, ...] = ()
     text: Tensor | None = None
@@ -128,34 +131,35 @@ class ImageSource:
 
     def __init__(self, data: ImageData, seed: int):
         self.data, self.order = data, EpochOrder(len(data), seed)
-        self.codec = CODECS[data.codec]
         self._moved: tuple | None = None  # to a device: see _on
 
     @property
     def sha256(self) -> str:
         return self.data.sha256
 
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images as they are stored, labels and tokens, moved to a device once: batches are but
-        indices."""
+    def _on(self, device: torch.device) -> tuple[Tensor | Encoded, Tensor, Tensor | None]:
+        """Images, as they are stored or encoded, labels and tokens, moved to a device once: batches
+        are but indices."""
         if self._moved is None or self._moved[0] != device:
-            parts = self.data.images, self.data.labels, self.data.text
+            data = self.data
+            parts = data.images if data.encoded is None else data.encoded, data.labels, data.text
             self._moved = device, *(None if part is None else part.to(device) for part in parts)
         return self._moved[1:]
 
     def draw(self, positions: Tensor, device: torch.device) -> Batch:
         """The samples at these positions of the training stream (int64 [B], counted in images
         seen)."""
-        index = self.order(positions)
+        index = self.order(positions).to(device)
         rng = Noise(self.order.seed, positions.to(device))
         stored, labels, texts = self._on(device)
-        index = index.to(device)
-        images = stored[index]
-        if self.data.flip:
-            mirrored = (rng.uniform("flip") < 0.5).view(-1, 1, 1, 1)
-            images = torch.where(mirrored, images.flip(-1), images)
-        label = None
-        if self.data.num_classes:
-            label = labels[index]
+        mirrored = rng.uniform("flip") < 0.5 if self.data.flip else None
+        if isinstance(stored, Encoded):
+            x0 = stored.draw(index, mirrored, rng)
+        else:
+            images = stored[index]
+            if mirrored is not None:
+                images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+            x0 = self.data.codec.encode(images)
+        label = labels[index] if self.data.num_classes else None
         text = None if texts is None else texts[index]
-        return Batch(self.codec.encode(images), Condition(label=label, text=text), rng)
+        return Batch(x0, Condition(label=label, text=text), rng)

@@ -19,7 +19,10 @@ from core.tensors import load_tensors
 
 
 class PairRecipe(Strict):
-    """What the pairs are: everything that decides their content."""
+    """What the pairs are: everything that decides their content. channels and side: of what the
+    network sees. codec: the hash of the autoencoder in whose latents they are, None on pixels."""
+
+    LATER = ("codec",)
 
     run: str
     run_name: str
@@ -34,6 +37,7 @@ class PairRecipe(Strict):
     side: int
     num_classes: int
     text_length: int = 0
+    codec: str | None = None
 
 
 class Manifest(PairRecipe):
@@ -128,10 +132,16 @@ class PairSource:
                 f"{self.folder}: pairs with captions of {m.text_length} tokens do not fit a model "
                 f"that reads {reads}: make the pairs with a model that reads captions alike"
             )
-        if (m.channels, m.side, m.num_classes) != (spec.channels, spec.side, spec.num_classes):
+        channels, side = spec.shape[:2]
+        if (m.channels, m.side, m.num_classes) != (channels, side, spec.num_classes):
             raise UserError(
                 f"{self.folder}: pairs of {m.channels}x{m.side}x{m.side}, {m.num_classes} classes, do not fit a model of "
-                f"{spec.channels}x{spec.side}x{spec.side}, {spec.num_classes} classes"
+                f"{channels}x{side}x{side}, {spec.num_classes} classes"
+            )
+        if m.codec != spec.codec_sha256:
+            raise UserError(
+                f"{self.folder}: pairs in the latents of another autoencoder than the model's: make "
+                "them again from a run in these latents"
             )
 
     def draw(self, positions: Tensor, device: torch.device) -> Batch:

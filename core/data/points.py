@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from core.codec import CODECS
 from core.data.dataset import ImageData
 from core.data.densities import Checkerboard, Density, eight_gaussians
 from core.errors import UserError
@@ -27,7 +28,8 @@ def _data(name: str, density: Density, split: str, root: str | None, side: int |
     points, labels = density.draw(SIZES[split], generator)
     images = points.float()[:, :, None, None]
     classes = density.num_classes
-    return ImageData(name, split, images, labels, classes, codec="identity", density=density)
+    codec = CODECS["identity"]
+    return ImageData(name, split, images, labels, classes, codec=codec, density=density)
 
 
 def checkerboard(split: str, root: str | None, side: int | None) -> ImageData:

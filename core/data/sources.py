@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -177,9 +177,10 @@ def load_data(
 
 
 class DataConfig(Strict):
-    """The data set; keys after `side` are for `folder`."""
+    """The data set; keys from `fit` on are for `folder`, but for `codec`."""
 
-    LATER = ("fit", "background", "alpha", "skip_unreadable")
+    FOLDER: ClassVar[tuple[str, ...]] = ("fit", "background", "alpha", "skip_unreadable")
+    LATER = (*FOLDER, "codec")
 
     name: str
     """digits, fashion_mnist, cifar10, emoji or folder; checkerboard or gaussians, of points"""
@@ -195,6 +196,9 @@ class DataConfig(Strict):
     """transparency: put on the background, or kept as a fourth channel"""
     skip_unreadable: bool = False
     """count broken files and leave them out; otherwise the first one is an error"""
+    codec: str | None = Field(None, min_length=1)
+    """folder of an autoencoder in whose latents is trained, a run's or one in diffusers' format;
+    null: on pixels, or in the teacher's latents"""
 
     @field_validator("background", mode="before")
     @classmethod
@@ -213,12 +217,13 @@ class DataConfig(Strict):
     def of_folder(self) -> dict:
         """The keys that only `folder` has, where they are not at their defaults."""
         default = type(self).model_fields
-        return {k: v for k in self.LATER if (v := getattr(self, k)) != default[k].default}
+        return {k: v for k in self.FOLDER if (v := getattr(self, k)) != default[k].default}
 
     def load(self, split: str = "train") -> ImageData:
         return load_data(self.name, split, self.root, self.side, **self.of_folder())
 
     def elsewhere(self) -> DataConfig:
         """The same data for another machine: without the folder it lies in here, unless that folder
-        is its name."""
-        return self if self.name == "folder" else self.model_copy(update={"root": None})
+        is its name, and without that of its autoencoder, which models have with them."""
+        root = self.root if self.name == "folder" else None
+        return self.model_copy(update={"root": root, "codec": None})

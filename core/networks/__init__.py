@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag
 
 from core.networks.affine import AffineConfig
+from core.networks.autoencoder_kl import AutoencoderKLConfig
 from core.networks.convolutional import AutoencoderConfig, GeneratorConfig
 from core.networks.diffusers import DiffusersConfig
 from core.networks.dit import DiTConfig
@@ -27,6 +28,7 @@ NetworkConfig = Annotated[
     | Annotated[MLPConfig, Tag("mlp")]
     | Annotated[GeneratorConfig, Tag("generator")]
     | Annotated[AutoencoderConfig, Tag("autoencoder")]
+    | Annotated[AutoencoderKLConfig, Tag("autoencoder-kl")]
     | Annotated[AffineConfig, Tag("affine")]
     | Annotated[DiffusersConfig, Tag("diffusers")],
     Discriminator(_name_of),

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from core.codec import LatentSpec
 from core.condition import UNCONDITIONED, Condition
 from core.diffusion.parameterisations import Denoised
 from core.diffusion.paths import Path, expand
@@ -178,6 +179,15 @@ def check_guidance(spec: ModelSpec, scale: float, interval: Interval | None = No
         )
 
 
+def check_threshold(spec: ModelSpec, threshold: Threshold) -> None:
+    """Raises UserError where x0 has no range that it could be clipped to."""
+    if threshold != "none" and isinstance(spec.codec, LatentSpec):
+        raise UserError(
+            f"threshold={threshold} clips to the range of pixels, which the latents of this model "
+            "do not have: take none"
+        )
+
+
 def _guided(model: Model, condition: Condition, scale: float) -> Denoiser:
     """Under guidance: in one evaluation where the network is told its weight, else in two."""
     given = condition.tells(model.spec.num_classes)
@@ -199,8 +209,8 @@ def denoiser_for(
     """The denoiser for these options.
 
     Raises:
-        UserError: guidance without classes or captions, or a label outside 0..num_classes (num_classes is the
-            null label).
+        UserError: guidance without classes or captions, a threshold on latents, or a label outside
+            0..num_classes (num_classes is the null label).
     """
     label, classes = condition.label, model.spec.num_classes
     if label is not None and len(label):
@@ -210,6 +220,7 @@ def denoiser_for(
                 f"(and {classes}, null)"
             )
     check_guidance(model.spec, guidance_scale, guidance_interval)
+    check_threshold(model.spec, threshold)
     denoiser: Denoiser = Conditioned(model, condition)
     if guidance_scale != 1.0:
         guided = _guided(model, condition, guidance_scale)

@@ -12,7 +12,13 @@ from core.diffusion.paths import Path
 from core.errors import UserError, nearest
 from core.model import Model, ModelSpec
 from core.noise import Noise
-from core.sampling.denoisers import Denoiser, check_guidance, denoiser_for, in_interval
+from core.sampling.denoisers import (
+    Denoiser,
+    check_guidance,
+    check_threshold,
+    denoiser_for,
+    in_interval,
+)
 from core.sampling.solvers import Callback, Sampler, make_sampler
 from core.setting import Setting
 
@@ -66,6 +72,7 @@ def expected_nfe(model: Model, setting: Setting) -> int:
         UserError: the setting does not fit the model.
     """
     check_guidance(model.spec, setting.guidance_scale, setting.guidance_interval)
+    check_threshold(model.spec, setting.threshold)
     twice = setting.guidance_scale != 1.0 and model.spec.guidance is None
     counting = _Counting(model.path, twice, setting.guidance_interval)
     rng = Noise(0, torch.zeros(1, dtype=torch.int64))

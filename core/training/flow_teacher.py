@@ -75,6 +75,11 @@ def load_flow_teacher(folder: str, context: Context, spec: ModelSpec, guidance: 
             f"method.teacher={folder} reads captions otherwise than this run: give both the same "
             "model.network.text (captions, length, encoder)"
         )
+    if own.codec_sha256 != spec.codec_sha256:
+        raise UserError(
+            f"method.teacher={folder} sees images through another codec: set data.codec to the "
+            "autoencoder that it was trained with, or leave it out where that has none"
+        )
     if isinstance(own.prediction, ConsistencyFunction) or own.discrete_steps == 1:
         raise UserError(
             f"method.teacher={folder} maps noise to data and has no velocity: take a diffusion "

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from core.autoencoders import open_autoencoder
+from core.codec import Codec, Latents
 from core.condition import Condition
 from core.config import Strict
 from core.data import Batch, DataConfig, ImageData, ImageSource
+from core.data.encoded import encoded
 from core.data.pairs import PairSource
 from core.diffusion.parameterisations import Prediction
+from core.errors import UserError
 from core.model import Model, ModelConfig, ModelSpec
-from core.runs import Load
+from core.runs import Load, Run
 from core.tensors import tensors_sha256
 from core.training.roles import Role
 
@@ -62,7 +69,8 @@ class Loss(NamedTuple):
 @dataclass(frozen=True)
 class Context:
     """What a method is loaded from besides its own section. load: finds any trained model.
-    feature_network: the feature network of that name, for samples of that spec, on that device."""
+    feature_network: the feature network of that name, for samples of that spec, on that device.
+    cache: folder for what can be made again."""
 
     data: DataConfig
     model: ModelConfig | None
@@ -70,6 +78,12 @@ class Context:
     device: torch.device
     load: Load
     feature_network: FeatureNetworks | None = None
+    cache: Path = Path("runs/.cache")
+
+    @cached_property
+    def codec(self) -> Codec | None:
+        """The one that the config names; None: it names none."""
+        return open_autoencoder(self.data.codec, self.load) if self.data.codec else None
 
 
 class Spent(NamedTuple):
@@ -130,6 +144,15 @@ class Method(ABC):
     def loss(self, role: str, batch: Batch, progress: Progress) -> Loss:
         """One role's loss. Only that role's parameters ask for gradients."""
 
+    def finish(self) -> None:
+        """Called when the last stage is over, before its checkpoint is written: for what is
+        measured of the trained networks, the averaged ones too."""
+
+    def preview(self, model: Model, count: int) -> Tensor | None:
+        """Up to `count` images, as data are stored, that show what the student, here with its
+        averaged network, can do; None: samples."""
+        return None
+
     def spent(self) -> Spent:
         """What went into the method's inputs before training: by default its stored pairs."""
         if isinstance(self.source, PairSource):
@@ -141,6 +164,8 @@ def input_hashes(method: Method) -> dict[str, str]:
     """Hashes of all that training starts from, by what it is: a run must not go on with other
     images, pairs or teachers than it was begun with."""
     hashes = {"set of training data": method.source.sha256} if method.source else {}
+    if method.student.codec.sha256:
+        hashes["autoencoder"] = method.student.codec.sha256
     for name, network in method.helpers.items():
         hashes[name] = tensors_sha256(network.state_dict())
     return hashes | {f"run to start from, {name}": sha for name, sha in method.started_from.items()}
@@ -165,16 +190,43 @@ def mean_square(difference: Tensor) -> Tensor:
     return difference.square().flatten(1).mean(1)
 
 
+def training_data(context: Context, start: Run | None = None) -> ImageData:
+    """The training images with the codec through which they are seen: that which the config names,
+    or else that of the run which the student starts from. Latents are encoded, or read where they
+    were before.
+
+    Raises:
+        UserError: the images do not fit the codec, or the config names another codec than the
+            run's.
+    """
+    data, named = context.data.load(), context.codec
+    codec = named or (start.model.codec if start else data.codec)
+    if start is not None and named is not None and named.sha256 != start.model.codec.sha256:
+        raise UserError(
+            f"data.codec={context.data.codec} is not what {start.folder} was trained in: remove "
+            "data.codec, since a student has its teacher's"
+        )
+    if not isinstance(codec, Latents):
+        return data
+    if data.codec.stored != codec.stored:
+        raise UserError(f"data '{data.name}' is of points, which no autoencoder encodes")
+    codec.spec.shape(data.channels, data.side)  # refused before anything is encoded
+    content = sha256(f"{data.sha256} {data.flip} {codec.sha256}".encode()).hexdigest()
+    file = context.cache / "latents" / f"{data.name}-{data.split}-{content[:24]}.safetensors"
+    made = encoded(data.images, data.flip, codec, file, context.device)
+    return replace(data, codec=codec, encoded=made)
+
+
 def images_and_spec(context: Context, label_dropout: float = 0.0) -> tuple[ImageData, ModelSpec]:
     """The training images, as the network sees them, and the model that config and data together
     describe. label_dropout: share of labels and captions that the method will replace by null."""
-    data, model = context.data.load(), context.model or ModelConfig()
+    data, model = training_data(context), context.model or ModelConfig()
     spec = ModelSpec(
         **{name: getattr(model, name) for name in ModelConfig.model_fields},
         channels=data.channels,
         side=data.side,
         num_classes=data.num_classes if model.network.conditional else 0,
-        codec=data.codec,
+        codec=data.codec.spec,
         null_trained=label_dropout > 0,
     )
     return data.seen_by(spec.num_classes, spec.text), spec
@@ -183,7 +235,7 @@ def images_and_spec(context: Context, label_dropout: float = 0.0) -> tuple[Image
 def new_model(spec: ModelSpec, context: Context) -> Model:
     """A model with weights initialised from the run's seed."""
     torch.manual_seed(context.seed)
-    return spec.build().to(context.device)
+    return spec.build(context.codec).to(context.device)
 
 
 def drop_labels(batch: Batch, probability: float, null: int) -> Condition:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from core.errors import UserError
 from core.model import Model
@@ -35,10 +36,14 @@ def preview_setting(log: LogConfig, model: Model, steps: int | None = None) -> S
 
 
 @torch.no_grad()
-def save_preview(log: LogConfig, model: Model, file: Path, steps: int | None = None) -> None:
+def preview_samples(log: LogConfig, model: Model, steps: int | None = None) -> Tensor:
     """`log.samples` images, classes and captions in rotation."""
     rng = Noise(0, torch.arange(log.samples, device=model.device))
     condition = condition_in_turn(model.spec, rng.indices)
-    images = model.codec.decode(sample(model, preview_setting(log, model, steps), rng, condition))
+    return model.codec.decode(sample(model, preview_setting(log, model, steps), rng, condition))
+
+
+def save_preview(images: Tensor, file: Path) -> None:
+    """Images or points as a sheet of ten columns."""
     picture, scale = sheet(images.cpu(), columns=10)
     save_png(picture, file, scale)

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from ema_pytorch.post_hoc_ema import KarrasEMA
 
+from core.autoencoders import keep_autoencoder
 from core.config import config_sha256
 from core.counting import count_evals
 from core.data import Batch
@@ -30,7 +31,7 @@ from core.training.checkpoints import (
 from core.training.config import RunConfig, settle_run_folder
 from core.training.interruption import Interruption, noted_signals
 from core.training.method import Loss, Method, Progress, input_hashes
-from core.training.preview import preview_setting, save_preview
+from core.training.preview import preview_samples, preview_setting, save_preview
 from core.training.snapshots import drop_snapshots, keep_snapshot
 from core.training.tracking import Tracker
 
@@ -178,6 +179,7 @@ class Trainer:
         with only_one(self.folder, busy) if main else nullcontext():
             if main:
                 settle_run_folder(self.config, self.folder)
+                keep_autoencoder(self.method.student.codec, self.folder)
             self.accelerator.wait_for_everyone()
             self._train_or_resume()
 
@@ -209,6 +211,8 @@ class Trainer:
                     self.stage_start_evals = self.evals
                     if self.stage < len(self.stages):
                         self._begin_stage()
+                    else:
+                        self.method.finish()
                     self.save()
                 self._preview()
         finally:
@@ -240,7 +244,10 @@ class Trainer:
             steps = self.stages[stage].steps if self.stages else None
             role = self.method.roles["student"]
             averaged = role.model.with_network(role.average().eval())
-            save_preview(self.config.log, averaged, self._preview_file(), steps)
+            images = self.method.preview(averaged, self.config.log.samples)
+            if images is None:
+                images = preview_samples(self.config.log, averaged, steps)
+            save_preview(images, self._preview_file())
 
     def _keep_stage_result(self) -> None:
         """Keeps the weights of a stage that is meant to be sampled in its own number of steps."""

@@ -12,7 +12,7 @@ from eval.curves.front import Cost, evaluations, front, milliseconds, points
 from eval.curves.labels import Curve, place_labels
 from eval.curves.panels import BEST, DARK, Panel, draw_reference, panels
 from eval.curves.seeds import errors_label
-from eval.curves.series import floor_of, measured, series_of
+from eval.curves.series import floors_of, measured, series_of
 from eval.rows import Row, distance_label
 from eval.text import number, one_line
 
@@ -47,7 +47,7 @@ def plot_curves(group: list[Row], path: Path, against: str = "nfe") -> list[Path
     ends = [_panel(panel, best, cost) for panel in found]
     if ranked:
         _rings(found, front(measured(group), cost), cost)
-    draw_floor([panel.axes for panel in found], group)
+    draw_floors([panel.axes for panel in found], group)
     scales(axes, group, cost)
     for panel in found:
         grid(panel.axes)
@@ -107,23 +107,24 @@ def _rings(found: list[Panel], best: list[Row], cost: Cost) -> None:
         )
 
 
-def draw_floor(several: list, group: list[Row]) -> None:
-    """The floor as a line in each of the axes, and its name in the last."""
-    row, rows = floor_of(group), measured(group)
-    if row is None:
-        return
+def draw_floors(several: list, group: list[Row]) -> None:
+    """Each floor as a line in each of the axes, and its name in the last."""
+    rows, told = measured(group), 0
     lowest = points(rows, evaluations)[1].min()
-    words = f"floor: {row.run}" + (f", n = {row.n}" if row.n != rows[0].n else "")
-    if far := row.fid < lowest / FAR:
-        several[0].set_ylim(bottom=lowest / 1.8)
-        words += f": {number(row.fid, row.bar)}, below this picture"
-    for axes in () if far else several:
-        axes.axhline(row.fid, color="black", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
-    several[-1].annotate(
-        one_line(words), (0.995, 0 if far else row.fid),
-        xycoords=("axes fraction", "axes fraction" if far else "data"), xytext=(0, 3),
-        textcoords="offset points", ha="right", fontsize=9,
-    )  # fmt: skip
+    for row in floors_of(group):
+        words = f"{row.method}: {row.run}" + (f", n = {row.n}" if row.n != rows[0].n else "")
+        dashes = (0, (1, 2)) if row.is_reconstruction else (0, (4, 3))
+        if far := row.fid < lowest / FAR:
+            several[0].set_ylim(bottom=lowest / 1.8)
+            words += f": {number(row.fid, row.bar)}, below this picture"
+        for axes in () if far else several:
+            axes.axhline(row.fid, color="black", linestyle=dashes, linewidth=1, zorder=1)
+        several[-1].annotate(
+            one_line(words), (0.995, 0 if far else row.fid),
+            xycoords=("axes fraction", "axes fraction" if far else "data"),
+            xytext=(0, 3 + 12 * told), textcoords="offset points", ha="right", fontsize=9,
+        )  # fmt: skip
+        told += far  # words below the picture stand one above the other
 
 
 def _devices(group: list[Row]) -> list[str]:

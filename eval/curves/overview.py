@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from eval.curves.canvas import SMALL, pyplot, save
-from eval.curves.distances import draw_floor, grid, scales, title
+from eval.curves.distances import draw_floors, grid, scales, title
 from eval.curves.families import by_family
 from eval.curves.front import evaluations, front, points
 from eval.curves.labels import Curve, place_labels
@@ -39,7 +39,7 @@ def plot_overview(group: list[Row], path: Path) -> list[Path]:
         for method, won in itertools.groupby(best, key=lambda row: row.method):
             label = one_line(method_label(method))
             ends.append(Curve(*points(list(won), evaluations), label, family.color))
-    draw_floor([axes], group)
+    draw_floors([axes], group)
     scales(axes, group, evaluations)
     grid(axes)
     first = measured(group)[0]

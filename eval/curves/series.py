@@ -20,7 +20,13 @@ def measured(rows: Iterable[Row]) -> list[Row]:
 
 
 def floor_of(rows: Iterable[Row]) -> Row | None:
-    return next((row for row in rows if row.is_floor), None)
+    """The floor of real images as they are."""
+    return next((row for row in floors_of(rows) if not row.is_reconstruction), None)
+
+
+def floors_of(rows: Iterable[Row]) -> list[Row]:
+    """That of real images as they are first, and then those of reconstructions."""
+    return sorted((row for row in rows if row.is_floor), key=lambda row: row.is_reconstruction)
 
 
 def by_protocol(rows: Iterable[Row]) -> list[list[Row]]:
@@ -42,8 +48,10 @@ def by_protocol(rows: Iterable[Row]) -> list[list[Row]]:
     for group in groups:
         protocol = group[0].protocol
         fitting = [row for row in floors if row.protocol._replace(n=protocol.n) == protocol]
-        same_n = [row for row in fitting if row.n == protocol.n]
-        group.extend(same_n[-1:] or fitting[-1:])
+        for codec in dict.fromkeys(row.codec for row in fitting):
+            alike = [row for row in fitting if row.codec == codec]
+            same_n = [row for row in alike if row.n == protocol.n]
+            group.extend(same_n[-1:] or alike[-1:])
     return groups
 
 
@@ -73,7 +81,7 @@ def series_label(row: Row, among: Iterable[Row]) -> str:
     has no rows but of their usual one.
     """
     if row.is_floor:
-        return one_line(f"floor: {row.run} (n = {row.n})")
+        return one_line(f"{row.method}: {row.run} (n = {row.n})")
     rows = measured(among)
     style = style_of(row.method)
     used = {_sampler(r.setting) for r in rows if r.method == row.method} | {_sampler(row.setting)}

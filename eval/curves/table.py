@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from eval.curves.seeds import count_of, errors_label
-from eval.curves.series import by_protocol, floor_of, protocol_label, series_label, series_of
+from eval.curves.series import by_protocol, floors_of, protocol_label, series_label, series_of
 from eval.rows import Row
 from eval.text import markdown, markdown_table, number, text_table
 
 
 def curve_cells(group: list[Row], steps: list[int] | None = None) -> list[list[str]]:
-    """Header and body of one group's table: its series and its floor by steps (None: all that any
+    """Header and body of one group's table: its series and its floors by steps (None: all that any
     series has; a floor stands in the first column). A column says how many training seeds each
     series has, where any has several."""
     series = [{row.steps: row for row in points} for points in series_of(group).values()]
@@ -22,7 +22,7 @@ def curve_cells(group: list[Row], steps: list[int] | None = None) -> list[list[s
         cells = [number(points[s].fid, points[s].bar) if s in points else "" for s in steps]
         name = series_label(next(iter(points.values())), group)
         body.append([name, *[count] * several, *cells])
-    if floor := floor_of(group):
+    for floor in floors_of(group):
         cells = [number(floor.fid, floor.bar), *[""] * (len(steps) - 1)]
         body.append([series_label(floor, group), *[""] * several, *cells])
     return [["steps", *["seeds"] * several, *map(str, steps)], *body]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from eval.curves.series import (
     by_protocol,
     floor_of,
+    floors_of,
     measured,
     point_label,
     protocol_label,
@@ -42,11 +43,11 @@ def chosen_rows(group: list[Row]) -> list[Row]:
 
 def trade_off_cells(group: list[Row], chosen: list[Row]) -> list[list[str]]:
     """Header and body of one group's table: cost, quality and coverage of the chosen rows, and of
-    the floor."""
+    the floors."""
     floor = floor_of(group)
     measure = measure_label(measured(group)[0])
     header = ["", "evaluations", "ms per image", measure, "precision", "recall", "classes off"]
-    return [header, *(_cells(row, floor, group) for row in [*chosen, *([floor] if floor else [])])]
+    return [header, *(_cells(row, floor, group) for row in [*chosen, *floors_of(group)])]
 
 
 def trade_off_tables(rows: list[Row]) -> str:

@@ -81,6 +81,11 @@ def _condition(config: LikelihoodConfig, run: Run, labels: Tensor) -> Condition:
 def check(config: LikelihoodConfig, run: Run) -> ImageData:
     """The images to measure; raises UserError where the run and the config do not go together."""
     check_flow(run.model)
+    if run.spec.codec_words is not None:
+        raise UserError(
+            f"{run.folder} is a model of {run.spec.codec_words}, whose density is not that of images: "
+            "take a model on pixels"
+        )
     if run.data is None:
         raise UserError(f"{run.folder} does not say which data it was trained on")
     if config.label == "null" and run.spec.num_classes and run.spec.null_trained is False:

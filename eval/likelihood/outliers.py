@@ -55,7 +55,7 @@ def sets(data: ImageData, count: int, seed: int) -> dict[str, Tensor]:
     Raises:
         UserError: the data are no images.
     """
-    if data.codec != "pixels":
+    if data.codec.spec != "pixels":
         raise UserError(f"outliers of {data.name}: they are made for images, and these are points")
     images = data.images[:count]
     rng = Noise(seed, torch.arange(len(images)))

@@ -26,6 +26,7 @@ from eval.curves.seeds import SeedMean, count_of
 from eval.curves.series import (
     by_protocol,
     floor_of,
+    floors_of,
     measured,
     protocol_label,
     series_label,
@@ -247,7 +248,7 @@ def group_data(
                     if any(row[key] is not None for row in there)
                 },
                 "points": [{"row": place[id(row)], "series": index[row.series]} for row in drawn],
-                "floors": [place[id(row)] for row in group if row.is_floor],
+                "floors": [place[id(row)] for row in floors_of(group)],
             }
         )
     return found

@@ -112,7 +112,8 @@ class Measured(Strict):
     """keep every point's features in features/ beside `out`, from where later sweeps take them in
     place of sampling"""
     floor: bool = True
-    """also measure the other split against the reference"""
+    """also measure the other split against the reference, as it is and, where runs are in the
+    latents of an autoencoder, as it comes back from these"""
     device: str | None = None
     """null: a GPU if there is one"""
     compile: bool = False

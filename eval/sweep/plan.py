@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from core.codec import Latents
 from core.data import DataConfig, ImageData
 from core.errors import UserError
 from core.runs import Load, NotARun, Run
@@ -46,11 +47,12 @@ class Point:
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """A row to be: samples (None: the floor's real images) in the eyes of one extractor. draft: the
-    row as far as it is known."""
+    row as far as it is known. codec: what the floor's images go through."""
 
     point: Point | None
     extractor: Extractor
     draft: Row
+    codec: Latents | None = None
 
     @property
     def key(self) -> tuple:
@@ -213,6 +215,7 @@ def measurement(
         "train_seed": run.train_seed,
         "ema_half_life": run.ema_half_life,
         "critic_features": run.critic_features,
+        "codec": run.spec.codec_words,
     }
     stratified = bool(run.spec.num_classes)
     shared = _shared(config, data, extractor, config.n, config.sets, stratified)
@@ -220,18 +223,31 @@ def measurement(
 
 
 def floor_measurement(
-    config: SweepConfig, data: ImageData, extractor: Extractor, other: ImageData
+    config: SweepConfig,
+    data: ImageData,
+    extractor: Extractor,
+    other: ImageData,
+    codec: Latents | None = None,
 ) -> Measurement:
-    """The row of the `other` split of the data, of at most n images."""
+    """The row of the `other` split of the data, of at most n images; with `codec` of what that
+    makes of them."""
+    run, seen = f"{data.name} {other.split}", codec and codec.spec
     sampled = {
-        "method": "floor",
-        "run": f"{data.name} {other.split}",
+        "method": "reconstructions" if seen else "floor",
+        "run": f"{run} through {seen.autoencoder}" if seen else run,
         "sampler": None,
-        "weights_sha256": other.sha256,
+        "weights_sha256": seen.sha256 if seen else other.sha256,
+        "codec": seen and seen.words(data.channels, data.side),
     }
     n, stratified = min(config.n, len(other)), bool(other.num_classes)
     shared = _shared(config, data, extractor, n, 1, stratified)
-    return Measurement(None, extractor, Row(**sampled, **shared))
+    return Measurement(None, extractor, Row(**sampled, **shared), codec)
+
+
+def codecs_of(points: list[Point]) -> list[Latents]:
+    """The autoencoders in whose latents the runs of the points are, each once."""
+    found = [point.run.model.codec for point in points]
+    return list({codec.sha256: codec for codec in found if isinstance(codec, Latents)}.values())
 
 
 def _shared(

@@ -45,6 +45,7 @@ from eval.sweep.plan import (
     Point,
     check_features,
     check_sizes,
+    codecs_of,
     data_of,
     floor_measurement,
     measurement,
@@ -93,8 +94,9 @@ class Sweep:
             for extractor in self.extractors
         ]
         self.floors = [
-            floor_measurement(config, self.data, extractor, self.floor_data)
+            floor_measurement(config, self.data, extractor, self.floor_data, codec)
             for extractor in self.extractors
+            for codec in (None, *codecs_of(self.points))
             if self.floor_data
         ]
         self.sampler = PointSampler(config, self.points, state, self.device)
@@ -194,11 +196,14 @@ class Sweep:
 
     def _measure_floor(self, m: Measurement) -> None:
         """The distance between two sets of real images, the best that a sampler can be expected to
-        reach at this n."""
-        labels, name = self.floor_data.labels, f"{m.extractor.name} floor"
+        reach at this n; one of them, for samplers in latents, as it comes back from these."""
+        labels, name = self.floor_data.labels, f"{m.extractor.name} {m.draft.method}"
         chosen = balanced_choice(labels, m.draft.n)
+        images = self.floor_data.images[chosen]
+        if m.codec:
+            images = m.codec.decode(m.codec.encode(images.to(self.device))).cpu()
         with shared_extraction(m.extractor, len(chosen), name, self.state) as (extract, _):
-            features = extract(self.floor_data.images[chosen])
+            features = extract(images)
         if self.state.is_main_process:
             strata = labels[chosen] if self.floor_data.num_classes else None
             self._write(m.draft.model_copy(update=self._metrics(m, features, strata)))

@@ -21,6 +21,7 @@ import torch
 import yaml
 
 import lab
+from core.autoencoders import FOLDER, copy_autoencoder
 from core.config import read_config
 from core.errors import UserError, command_line
 from core.files import whole_folder, write_text
@@ -40,8 +41,8 @@ LICENCES = {
 
 
 def ship(run: Path, out: Path) -> Path:
-    """Copies config, price and averaged weights (float16) of a run to `out`, which must not exist.
-    Returns the weights' file.
+    """Copies config, price and averaged weights (float16) of a run, and its autoencoder where it is
+    in latents, to `out`, which must not exist. Returns the weights' file.
 
     Raises:
         UserError: `out` exists, or the weights are larger than a repository should carry.
@@ -53,18 +54,22 @@ def ship(run: Path, out: Path) -> Path:
     state = {
         name: tensor.half() for name, tensor in read_weights(checkpoint / "ema.safetensors").items()
     }
-    if (size := sum(2 * tensor.numel() for tensor in state.values())) > LARGEST:
+    size = sum(2 * tensor.numel() for tensor in state.values())
+    size += sum(file.stat().st_size for file in (run / FOLDER).glob("*"))
+    if size > LARGEST:
         raise UserError(
             f"{run}: {size / 1e6:.1f} MB of weights in half precision, more than the {LARGEST / 1e6:g} MB to ship"
         )
     config = read_config(run / "config.yaml")
     if config["data"].get("root") and config["data"]["name"] != "folder":
         config["data"]["root"] = None  # where it lies on this machine helps nobody elsewhere
+    config["data"].pop("codec", None)  # nor this: the autoencoder comes with the run
     with whole_folder(out) as partial:
         folder = partial / "checkpoints" / checkpoint.name
         folder.mkdir(parents=True)
         save_weights(folder / "ema.safetensors", state, read_spec(checkpoint / "ema.safetensors"))
         shutil.copy2(checkpoint / "price.json", folder / "price.json")
+        copy_autoencoder(run, partial)
         write_text(partial / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     return out / "checkpoints" / checkpoint.name / "ema.safetensors"
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.codec import LatentSpec
 from core.config import Strict, parse
 from core.data import DataConfig
 from core.errors import UserError
@@ -18,7 +19,8 @@ from teachers.diffusers_format.weights import find_weights
 ORIGIN = "fast_sampling.json"
 OURS = "FastSamplingUNet"  # the class in folders that teachers/diffusers_format/write.py writes for networks diffusers does not have
 NETWORKS = ("UNet2DModel", "DiTTransformer2DModel", OURS)
-LATENT = ("vae", "vqvae", "movq", "vqgan")
+VAE = "vae"
+LATENT = (VAE, "vqvae", "movq", "vqgan")
 
 
 class Origin(Strict):
@@ -26,7 +28,8 @@ class Origin(Strict):
     it, anyone may.
 
     null_label: whether the last class of a UNet2DModel is the null label; spec: of a network that
-    diffusers does not have; steps: the one number of steps it was made for, if there is one; the
+    diffusers does not have; codec: of the latents that the network sees, whose autoencoder is in
+    vae/; steps: the one number of steps it was made for, if there is one; the
     rest as in a Run. time: how timesteps and our t go together, for people."""
 
     run: str | None = None
@@ -43,6 +46,7 @@ class Origin(Strict):
     ema_half_life: float | None = None
     steps: int | None = None
     time: str | None = None
+    codec: LatentSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,15 @@ def _json(file: Path, what: str) -> dict:
     return values
 
 
+def _origin(file: Path) -> Origin:
+    if not file.is_file():
+        return Origin()
+    said = _json(file, "")
+    if isinstance(said.get("spec"), dict):
+        said["spec"] = upgraded(said["spec"])
+    return parse(Origin, said, str(file))
+
+
 def _component(folder: Path, name: str) -> Path:
     """Its subfolder, the averaged one if there is no other, or as in the first checkpoints the
     folder itself."""
@@ -95,9 +108,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         for key, value in index.items()
         if isinstance(value, list) and len(value) == 2 and key[0] != "_" and value[1]
     }
+    origin = _origin(folder / ORIGIN)
     for key, value in parts.items():
+        if key == VAE and origin.codec is not None:
+            continue
         if key in LATENT:
-            reason = "a latent pipeline (its network makes no images but what this decodes); only pixel-space checkpoints are read"
+            reason = "a latent pipeline (its network makes no images but what this decodes); only those that this repository exported are read, and pixel-space ones"
             raise UserError(f"{index_file}: {key} = {value!r}: {reason}")
         if "text" in key or "token" in key or "image_encoder" in key:
             raise UserError(
@@ -112,13 +128,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise UserError(
             f"{index_file}: key 'unet' is missing: only pipelines of a network and a scheduler are read"
         )
-    origin_file = folder / ORIGIN
-    origin = Origin()
-    if origin_file.is_file():
-        said = _json(origin_file, "")
-        if isinstance(said.get("spec"), dict):
-            said["spec"] = upgraded(said["spec"])
-        origin = parse(Origin, said, str(origin_file))
     component = _component(folder, network)
     class_name = parts[network]
     config_file = component / "config.json"
@@ -134,7 +143,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if class_name == OURS:
         if origin.spec is None:
             raise UserError(
-                f"{origin_file}: key 'spec' is missing: a {OURS} is described there; export the run again"
+                f"{folder / ORIGIN}: key 'spec' is missing: a {OURS} is described there; export the run again"
             )
         spec = origin.spec
     else:
@@ -198,12 +207,14 @@ def _spec(
         steps=schedule.steps,
         null_label=origin.null_label,
     )
+    codec = origin.codec
     return ModelSpec(
         network=network,
         path=schedule.path,
         prediction=schedule.prediction,
         discrete_steps=schedule.steps,
-        channels=channels,
-        side=size,
+        channels=codec.images if codec else channels,
+        side=size * codec.factor if codec else size,
         num_classes=network.labels,
+        codec=codec or "pixels",
     )

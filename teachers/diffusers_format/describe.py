@@ -35,6 +35,7 @@ def describe(run: Run) -> dict[str, str]:
         "path": f"{spec.path}, {times}",
         "prediction": str(spec.prediction),
         "images": f"{spec.channels}x{spec.side}x{spec.side}",
+        **({"latents": spec.codec_words} if spec.codec_words else {}),
         "classes": f"{spec.num_classes}{', no null label' if known else ''}"
         if spec.num_classes
         else "none (unconditional)",

@@ -88,12 +88,15 @@ class FastSamplingPipeline(DiffusionPipeline):
     """Noise to images with any scheduler of whole timesteps, with class labels and classifier-free
     guidance.
 
-    null_label: whether the last class of a UNet2DModel is the null label.
+    null_label: whether the last class of a UNet2DModel is the null label. vae: what decodes the
+    latents that the network makes, for one that makes no images.
     """
 
-    def __init__(self, unet, scheduler, null_label: bool = True):
+    _optional_components = ["vae"]
+
+    def __init__(self, unet, scheduler, null_label: bool = True, vae=None):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self.register_to_config(null_label=null_label)
 
     @torch.no_grad()
@@ -163,6 +166,9 @@ class FastSamplingPipeline(DiffusionPipeline):
                 null = self.unet(given, k, class_labels=torch.full_like(label, classes)).sample
                 output = null + guidance_scale * (output - null)
             x = self.scheduler.step(output, k, x, **step_options).prev_sample
+        if self.vae is not None:
+            latents = x / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+            x = self.vae.decode(latents.to(self.vae.dtype)).sample
         if output_type == "raw":
             images = x
         else:

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from core.autoencoders import kept_codec
+from core.codec import LatentSpec
 from core.config import config_sha256
 from core.errors import UserError, reason
 from core.model import Model
 from core.networks.diffusers import diffusers_library
 from core.runs import Format, Run
-from teachers.diffusers_format.checkpoint import OURS, Checkpoint, read_checkpoint
+from teachers.diffusers_format.checkpoint import OURS, VAE, Checkpoint, read_checkpoint
 from teachers.diffusers_format.schedules import Schedule
 from teachers.diffusers_format.weights import AGAIN, STEM, Weights, find_weights
 
@@ -188,7 +190,9 @@ def load_checkpoint(
         UserError: no weights, or some that are damaged or of another architecture.
     """
     weights = chosen_weights(checkpoint)
-    model = checkpoint.spec.build()
+    latents, vae = checkpoint.spec.codec, checkpoint.folder / VAE
+    codec = kept_codec(latents, vae) if isinstance(latents, LatentSpec) else None
+    model = checkpoint.spec.build(codec)
     if checkpoint.class_name == OURS:
         _load_ours(model, weights)
     else:

@@ -40,9 +40,9 @@ def unet2d_config(spec: ModelSpec) -> dict:
         for level in range(len(n.widths))
     ]
     return {
-        "sample_size": spec.side,
-        "in_channels": spec.channels,
-        "out_channels": spec.channels,
+        "sample_size": spec.shape[1],
+        "in_channels": spec.shape[0],
+        "out_channels": spec.shape[0],
         "block_out_channels": list(n.widths),
         "layers_per_block": n.blocks,
         "down_block_types": kinds,

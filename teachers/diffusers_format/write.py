@@ -10,12 +10,14 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from core.autoencoders import write_autoencoder
+from core.codec import Latents, LatentSpec
 from core.errors import UserError
 from core.files import read_text, whole_folder, write_text
 from core.networks.diffusers import DiffusersConfig, diffusers_library
 from core.networks.unet import UNet, UNetConfig
 from core.runs import Run
-from teachers.diffusers_format.checkpoint import ORIGIN, OURS, Origin, read_checkpoint
+from teachers.diffusers_format.checkpoint import ORIGIN, OURS, VAE, Origin, read_checkpoint
 from teachers.diffusers_format.read import chosen_weights, published_folder
 from teachers.diffusers_format.unet2d import unet2d_config, unet2d_state, why_not_unet2d
 from teachers.diffusers_format.weights import STEM
@@ -83,14 +85,23 @@ def export(run: Run, out: Path) -> str:
 
 
 def _index(
-    partial: Path, pipeline: str | list[str], scheduler, network: list[str], null_label: bool = True
+    run: Run,
+    partial: Path,
+    pipeline: str | list[str],
+    scheduler,
+    network: list[str],
+    null_label: bool = True,
 ) -> None:
-    """model_index.json, and the scheduler that it names."""
+    """model_index.json, and what it names besides the network: the scheduler, and the autoencoder
+    of a model in latents."""
     scheduler.save_pretrained(partial / "scheduler")
     index = {"_class_name": pipeline, "_diffusers_version": scheduler.config["_diffusers_version"]}
     if isinstance(pipeline, list):
         index["null_label"] = null_label
     index |= {"scheduler": ["diffusers", type(scheduler).__name__], "unet": network}
+    if isinstance(run.model.codec, Latents):
+        write_autoencoder(run.model.codec, partial / VAE)
+        index[VAE] = ["diffusers", "AutoencoderKL"]
     write_text(partial / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
@@ -112,7 +123,11 @@ def _card(run: Run, folder: Path, partial: Path) -> str:
     if not (folder / "card.json").is_file():
         return ""
     card = json.loads(read_text(folder / "card.json"))
-    (file,) = partial.glob("*/diffusion_pytorch_model.safetensors")
+    (file,) = (
+        file
+        for file in partial.glob("*/diffusion_pytorch_model.safetensors")
+        if file.parent.name != VAE
+    )
     exported = {"weights_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     same = [row for row in card["rows"] if _of_these_weights(row, run)]
     dropped = len(card["rows"]) - len(same)
@@ -148,6 +163,7 @@ def _origin(run: Run, partial: Path, **more) -> None:
         train_seconds=run.train_seconds,
         config_sha256=run.config_sha256,
         steps=steps,
+        codec=run.spec.codec if isinstance(run.spec.codec, LatentSpec) else None,
         time=time
         if steps is None
         else f"{time}; made for {steps} steps of DDIM, timestep_spacing trailing",
@@ -168,6 +184,8 @@ def _straight(run: Run, source: Path, partial: Path) -> str:
     shutil.copyfile(
         _inside(checkpoint.scheduler_file, source), partial / "scheduler" / "scheduler_config.json"
     )
+    if isinstance(run.model.codec, Latents):
+        write_autoencoder(run.model.codec, partial / VAE)
     if checkpoint.class_name == OURS:
         (partial / name).mkdir()
         config = _inside(checkpoint.component / "config.json", source)
@@ -208,12 +226,13 @@ def _diffusers_network(diffusers, run: Run, partial: Path) -> str:
     """A student that has a published teacher's architecture."""
     network, scheduler = run.spec.network, _scheduler(diffusers, run)
     run.model.network.inner.save_pretrained(partial / "unet")
-    pipeline = _pipeline(scheduler, network.labels)
-    _index(partial, pipeline, scheduler, ["diffusers", network.class_name], network.null_label)
-    if network.labels:
+    own = bool(network.labels) or isinstance(run.model.codec, Latents)
+    pipeline = _pipeline(scheduler, own)
+    _index(run, partial, pipeline, scheduler, ["diffusers", network.class_name], network.null_label)
+    if own:
         write_text(partial / f"{PIPELINE}.py", pipeline_source())
     what = f"A {network.class_name}" + (f", distilled from {run.teacher}" if run.teacher else "")
-    write_text(partial / "README.md", readme(run, bool(network.labels), what, steps_made_for(run)))
+    write_text(partial / "README.md", readme(run, own, what, steps_made_for(run)))
     _origin(run, partial, null_label=network.null_label)
     return network.class_name
 
@@ -230,14 +249,16 @@ def _our_unet(diffusers, run: Run, partial: Path) -> str:
     assert isinstance(network, UNet)
     labels, scheduler = network.num_classes, _scheduler(diffusers, run)
     reason = why_not_unet2d(spec)
-    pipeline = _pipeline(scheduler, own=bool(labels) or reason is not None)
+    latent = isinstance(run.model.codec, Latents)
+    pipeline = _pipeline(scheduler, own=bool(labels) or latent or reason is not None)
+    channels, side = spec.shape[:2]
     if reason is None:
         theirs = diffusers.UNet2DModel(**unet2d_config(spec))
         theirs.load_state_dict(
             unet2d_state(spec, network.state_dict())
         )  # strict: every tensor has its place
         theirs.save_pretrained(partial / "unet")
-        _index(partial, pipeline, scheduler, ["diffusers", "UNet2DModel"])
+        _index(run, partial, pipeline, scheduler, ["diffusers", "UNet2DModel"])
         _origin(run, partial, null_label=bool(labels))
     else:
         folder, n = partial / "unet", spec.network
@@ -246,11 +267,11 @@ def _our_unet(diffusers, run: Run, partial: Path) -> str:
         config = {
             "_class_name": OURS,
             "_diffusers_version": diffusers.__version__,
-            "sample_size": spec.side,
+            "sample_size": side,
         }
         config |= {
-            "in_channels": spec.channels,
-            "out_channels": spec.channels,
+            "in_channels": channels,
+            "out_channels": channels,
             "num_classes": labels,
         }
         config |= {
@@ -267,7 +288,7 @@ def _our_unet(diffusers, run: Run, partial: Path) -> str:
             state["scales"] = conversion_table(run.model, table_steps(spec)).float()
         save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
         write_text(folder / f"{MODULE}.py", module_source())
-        _index(partial, pipeline, scheduler, [MODULE, OURS])
+        _index(run, partial, pipeline, scheduler, [MODULE, OURS])
         _origin(run, partial, spec=spec)
     if isinstance(pipeline, list):
         write_text(partial / f"{PIPELINE}.py", pipeline_source())

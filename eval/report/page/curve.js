@@ -141,16 +141,18 @@ function drawCurve() {
     const y = height(row[key]);
     const far = log && y < best / 5; // its line would take half of the picture: told in words, as in the printed one
     if (!far) ys.push(y);
-    const words = `floor: ${row.run}${row.n === rows[0].n ? "" : `, n = ${row.n}`}`;
+    const words = `${row.method}: ${row.run}${row.n === rows[0].n ? "" : `, n = ${row.n}`}`;
     traces.unshift({
       type: "scatter",
       mode: "lines",
       name: escapeText(words),
       x: span,
       y: [y, y],
-      line: { color: css("--ink"), dash: "dash", width: 1.2 },
+      line: { color: css("--ink"), dash: row.codec ? "dot" : "dash", width: 1.2 },
       text: [hoverText(row, group, key), hoverText(row, group, key)],
-      hovertemplate: "<b>real images against real images</b><br>%{text}<extra></extra>",
+      hovertemplate:
+        `<b>real images${row.codec ? ", reconstructed," : ""} against real images</b>` +
+        "<br>%{text}<extra></extra>",
     });
     annotations.push({
       text: escapeText(far ? `${words}: ${digits(row[key])}, below this picture` : words),
@@ -261,7 +263,7 @@ function drawMeaning() {
     : row.n < 50000
       ? "It compares at this number of samples only."
       : "";
-  const floor = group.floors.length ? DATA.rows[group.floors[0]] : null;
+  const floor = group.floors.map((index) => DATA.rows[index]).find((row) => !row.codec) ?? null;
   const error = floor && floor.fid_std !== null ? ` ± ${digits(floor.fid_std, floor.fid)}` : "";
   const ground = floor
     ? ` ${capital(plural(floor.n, "real image"))} (${floor.run}) measure ${digits(floor.fid)}${error}: ` +
@@ -301,7 +303,7 @@ function drawTable() {
     "tbody",
     {},
     ...group.points.map((p) => line(DATA.series[p.series].name, DATA.rows[p.row])),
-    ...group.floors.map((index) => line(`floor: ${DATA.rows[index].run} (n = ${DATA.rows[index].n})`, DATA.rows[index])),
+    ...group.floors.map((index) => line(`${DATA.rows[index].method}: ${DATA.rows[index].run} (n = ${DATA.rows[index].n})`, DATA.rows[index])),
   );
   $("table").replaceChildren(el("table", {}, head, body));
 }

@@ -15,6 +15,7 @@ from core.setting import Setting
 from core.training.checkpoints import latest_checkpoint
 from lab import load
 from tests.helpers.command_lines import run_script, tree
+from tests.helpers.latents import train_autoencoder, train_in_latents
 from tests.helpers.tiny import train_tiny
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,6 +46,20 @@ def test_shipped_weights_sample_the_same_images(teacher, tmp_path):
         "scripts.maintain.ship_teacher", str(teacher), str(tmp_path / "shipped")
     )
     assert code != 0 and "exists" in errors
+
+
+def test_a_shipped_run_in_latents_has_its_autoencoder_with_it(tmp_path):
+    train_autoencoder(tmp_path / "autoencoder")
+    train_in_latents(tmp_path / "run", tmp_path / "autoencoder")
+    shipped = tmp_path / "shipped"
+    code, errors = run_script("scripts.maintain.ship_teacher", tmp_path / "run", shipped)
+    assert code == 0, errors
+    shutil.rmtree(tmp_path / "autoencoder")
+    ours, theirs = load(tmp_path / "run"), load(shipped)
+    assert theirs.data.codec is None and theirs.model.codec.sha256 == ours.model.codec.sha256
+    setting = Setting(sampler="ddim", steps=2)
+    a, b = (sample_images(m.model, setting, torch.arange(20)).float() for m in (ours, theirs))
+    assert (a - b).abs().max() <= 3
 
 
 def test_card_holds_only_rows_of_these_weights(teacher, tmp_path):

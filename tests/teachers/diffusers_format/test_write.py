@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.autoencoders import read_autoencoder
+from core.codec import Latents
 from core.condition import UNCONDITIONED, Condition
 from core.data import DataConfig
 from core.diffusion.grids import make_grid
@@ -46,6 +48,8 @@ CASES = {
     "consistency": (SMALL, "vp-cosine", "v", 0, 0.002),
     "wide": (WIDE, "vp-cosine", "v", 0, None),
     "wide, classes": (WIDE, "vp-linear", "eps", 10, None),
+    "latents, flow": (SMALL, "rectified", "u", 10, None),
+    "wide, in latents": (WIDE, "vp-linear", "eps", 0, None),
 }
 CHILD = """
 import sys, torch
@@ -73,7 +77,18 @@ torch.save(results, out)
 """
 
 
-def run_of(folder: Path, network, path, prediction, num_classes, boundary) -> Run:
+def random_codec(folder: Path) -> Latents:
+    """Of latents that are as large as the images."""
+    torch.manual_seed(2)
+    model = diffusers.AutoencoderKL(1, 1, block_out_channels=(8,), latent_channels=1,
+                                    norm_num_groups=4, scaling_factor=0.7, shift_factor=0.2)  # fmt: skip
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    model.save_pretrained(folder)
+    return read_autoencoder(folder)
+
+
+def run_of(folder: Path, network, path, prediction, num_classes, boundary, codec=None) -> Run:
     """A run with random weights, as load_run gives it."""
     torch.manual_seed(1)
     if boundary is not None:
@@ -85,8 +100,9 @@ def run_of(folder: Path, network, path, prediction, num_classes, boundary) -> Ru
         channels=1,
         side=8,
         num_classes=num_classes,
+        codec=codec.spec if codec else "pixels",
     )
-    model = spec.build()
+    model = spec.build(codec)
     for p in model.network.parameters():
         torch.nn.init.normal_(p, std=0.3 / max(p.shape[-1], 1) ** 0.5 if p.ndim > 1 else 0.1)
     folder.mkdir(parents=True)
@@ -111,7 +127,8 @@ def exported(tmp_path_factory) -> dict[str, tuple[Run, Path, str]]:
     made = {}
     for i, (name, case) in enumerate(CASES.items()):
         folder = tmp_path_factory.mktemp("export") / f"case{i}"
-        run = run_of(folder / "run", *case)
+        codec = random_codec(folder / "codec") if "latents" in name else None
+        run = run_of(folder / "run", *case, codec)
         made[name] = (run, folder / "out", export(run, folder / "out"))
         noise, label, scale = start(case[3])
         torch.save({"noise": noise, "label": label, "scale": scale}, folder / "given.pt")
@@ -144,6 +161,10 @@ def test_samples_elsewhere_are_ours(exported, theirs, name):
         run.spec.path == "rectified"
     ):  # theirs starts and ends variance-preserving; at both ends that is the same
         assert run.model.path.alpha(torch.tensor(1.0)) == 0
+    if "latents" in name:
+        with torch.no_grad():
+            latents = ours / run.spec.codec.scale + run.spec.codec.shift
+            ours = run.model.codec.autoencoder.decode(latents)
     assert ours.abs().max() > 0.1 and torch.isfinite(ours).all()
     assert float((ours - theirs[name]).abs().max() / theirs[name].abs().max()) < 1e-4
     assert words.startswith("UNet2DModel, exactly") == name.startswith("wide")
@@ -178,11 +199,23 @@ def test_loaded_again_it_is_the_run(exported, name):
     ):
         assert getattr(again, field) == getattr(run, field)
     assert again.spec.num_classes == run.spec.num_classes
+    assert again.spec.codec == run.spec.codec
+    assert torch.equal(again.model.codec.decode(noise), run.model.codec.decode(noise))
     for words in (
         (folder / "README.md").read_text(),
         json.loads((folder / "fast_sampling.json").read_text())["time"],
     ):
         assert "t = (k + 1) / " in words.lower()
+
+
+def test_an_export_in_latents_is_exported_again(exported, tmp_path):
+    run = load_pretrained(exported["latents, flow"][1])
+    assert "as it came" in export(run, tmp_path / "out")
+    again = load_pretrained(tmp_path / "out")
+    assert again.spec == run.spec and again.model.codec.sha256 == run.model.codec.sha256
+    (tmp_path / "out" / "vae" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"vae/config.json is missing"):
+        load_pretrained(tmp_path / "out")
 
 
 def test_published_checkpoints_go_straight_back(tmp_path):
