@@ -10,6 +10,9 @@ Deviations: the output is F alone, without the paper's learned variance, and the
 and labels start as those of the U-Net do (core/networks/embeddings.py), where the authors' code
 draws them from N(0, 0.02^2). Dropout, of which the paper has none, is where the library diffusers
 has it: on what attention and the MLP return.
+
+With captions each block also attends to one, between its attention to itself and its MLP, without a
+gate and with a last layer that starts at zero (PixArt-alpha, Chen et al. 2024, fig. 4).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from core.errors import UserError
 from core.networks.attention import attend
 from core.networks.base import NetworkBase
 from core.networks.embeddings import Embedded, sinusoidal_embedding, zeroed
+from core.networks.text import CrossAttention, Read, TextConfig
 from core.setting import GuidanceRange
 
 WAVES = 256  # numbers of the embedding of a time, as in the authors' code
@@ -32,6 +36,8 @@ WAVES = 256  # numbers of the embedding of a time, as in the authors' code
 
 class DiTConfig(NetworkBase):
     """The DiT's size; see DiT."""
+
+    LATER = ("text",)
 
     name: Literal["dit"] = "dit"
     """the network's kind"""
@@ -55,6 +61,8 @@ class DiTConfig(NetworkBase):
     """what times are multiplied by before they are embedded; the derivative in t grows with it"""
     guidance: GuidanceRange | None = None
     """range of the weights of guidance that it is told; null: it is told none"""
+    text: TextConfig | None = None
+    """how it reads captions, which every block attends to; null: it reads none"""
 
     @model_validator(mode="after")
     def _divides(self) -> DiTConfig:
@@ -102,39 +110,42 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A block of adaLN-zero (Peebles and Xie 2023, fig. 3, second from the left)."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float):
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, context: int = 0):
         super().__init__()
         self.modulation = zeroed(nn.Linear(width, 6 * width))
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.attention = Attention(width, heads)
+        self.text = CrossAttention(width, context, heads) if context else None
         self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.first, self.second = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, h: Tensor, embedding: Tensor, caption: Read | None = None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(embedding).chunk(
             6, dim=1
         )  # [B, W]
         inner = self.attention(modulated(self.norm1(h), shift_a, scale_a))
         h = torch.addcmul(h, gate_a[:, None], self.dropout(inner))
-        # Here cross-attention to a context belongs, as in PixArt-alpha (Chen et al. 2024, fig. 4):
-        # without a gate, its last layer starting at zero.
+        if self.text is not None:
+            h = h + self.text(h, *caption)
         inner = self.first(modulated(self.norm2(h), shift_m, scale_m))
         inner = self.second(F.gelu(inner, approximate="tanh"))
         return torch.addcmul(h, gate_m[:, None], self.dropout(inner))
 
 
 class Encoded(NamedTuple):
-    """What the second half of the blocks is given: the tokens in their places [B, W, h, w], and the
-    embedding of times and label [B, W]."""
+    """What the second half of the blocks is given: the tokens in their places [B, W, h, w], the
+    embedding of all that the network is told [B, W], and the caption that was read, if any."""
 
     middle: Tensor
     embedding: Tensor
+    caption: Read | None
 
 
 class DiT(Embedded):
-    """`net(x, t, r, label) -> F`, the raw output; what F means is the Model's business. The output
-    starts at zero, and every operation has a rule for forward-mode differentiation.
+    """`net(x, t, r, label, guidance, text) -> F`, the raw output; what F means is the Model's
+    business. The output starts at zero, and every operation has a rule for forward-mode
+    differentiation.
 
     Args:
         channels, side: of the image; `side` must be divisible by the patch.
@@ -152,15 +163,16 @@ class DiT(Embedded):
                 f"images of side {side} do not fit patches of side {patch}: change network.patch, or "
                 f"resize the images to a multiple of {patch}"
             )
-        guided = config.guidance is not None
-        super().__init__(WAVES, width, num_classes, config.second_time, guided, config.time_scale)
+        guided, scale = config.guidance is not None, config.time_scale
+        super().__init__(WAVES, width, num_classes, config.second_time, guided, scale, config.text)
         self.channels, self.side, self.patch = channels, side, patch
         self.middle_width = width
         self.stem = nn.Conv2d(channels, width, patch, stride=patch)
         self.register_buffer("positions", positions(width, side // patch), persistent=False)
         hidden = max(1, round(config.mlp_ratio * width))
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, hidden, config.dropout) for _ in range(config.depth)
+            Block(width, config.heads, hidden, config.dropout, self.context)
+            for _ in range(config.depth)
         )
         self.half = (config.depth + 1) // 2  # blocks of the encoder
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
@@ -178,12 +190,14 @@ class DiT(Embedded):
         r: Tensor | None = None,
         label: Tensor | None = None,
         guidance: Tensor | None = None,
+        text: Tensor | None = None,
         features: bool = False,
     ) -> Tensor:
         """x [B, C, H, W], t [B] in [0, 1], r [B] or None, label [B] (int64) or None for the null
-        label, guidance [B] or None for none, 1.0 -> [B, C, H, W]; with `features` what the encoder
-        sees in place of that: the tokens after half of the blocks, [B, width, h, w]."""
-        encoded = self.encode(x, t, r, label, guidance)
+        label, guidance [B] or None for none, 1.0, text [B, L] (int64) or None for the null caption
+        -> [B, C, H, W]; with `features` what the encoder sees in place of that: the tokens after
+        half of the blocks, [B, width, h, w]."""
+        encoded = self.encode(x, t, r, label, guidance, text)
         return encoded.middle if features else self.decode(encoded)
 
     def encode(
@@ -193,21 +207,23 @@ class DiT(Embedded):
         r: Tensor | None = None,
         label: Tensor | None = None,
         guidance: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> Encoded:
         """The first half of the blocks."""
-        embedding = F.silu(self.embedded(x, t, r, label, guidance))
+        embedding, caption = self.embedded(x, t, r, label, guidance, text)
+        embedding = F.silu(embedding)
         h = self.stem(x).flatten(2).transpose(1, 2) + self.positions.to(x.dtype)  # [B, N, W]
         for block in self.blocks[: self.half]:
-            h = block(h, embedding)
+            h = block(h, embedding, caption)
         side = self.side // self.patch
-        return Encoded(h.transpose(1, 2).unflatten(2, (side, side)), embedding)
+        return Encoded(h.transpose(1, 2).unflatten(2, (side, side)), embedding, caption)
 
     def decode(self, encoded: Encoded) -> Tensor:
         """The second half, from what `encode` returned: [B, C, H, W]."""
         embedding = encoded.embedding
         h = encoded.middle.flatten(2).transpose(1, 2)
         for block in self.blocks[self.half :]:
-            h = block(h, embedding)
+            h = block(h, embedding, encoded.caption)
         h = self.head(modulated(self.norm(h), *self.modulation(embedding).chunk(2, dim=1)))
         places = h.transpose(1, 2).unflatten(2, encoded.middle.shape[2:])
         return F.pixel_shuffle(places, self.patch)

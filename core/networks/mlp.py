@@ -96,7 +96,7 @@ class MLP(Embedded):
         self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
     ) -> Encoded:
         """The first half of the blocks, and the middle one of an odd number."""
-        embedding, h = F.silu(self.embedded(x, t, r, label)), self.stem(x.flatten(1))
+        embedding, h = F.silu(self.embedded(x, t, r, label)[0]), self.stem(x.flatten(1))
         for block in self.blocks[: self.half]:
             h = block(h, embedding)
         return Encoded(h[:, :, None, None], embedding)

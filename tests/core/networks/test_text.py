@@ -9,27 +9,25 @@ from torch import nn
 
 from core.condition import Condition
 from core.errors import UserError
+from core.networks.dit import DiTConfig
 from core.networks.text import CrossAttention, TextConfig, TextEncoder
 from core.networks.unet import UNet, UNetConfig
 from core.sampling.denoisers import Conditioned, Guided, denoiser_for
 from core.training.derivatives import jvp
 from tests.core.training.test_derivatives import by_autograd
-from tests.helpers.models import model_of
+from tests.helpers.models import awake, model_of
 from tests.helpers.text import caption_of, text, tiny_bert  # noqa: F401
 
 
-def woken(net: nn.Module) -> nn.Module:
-    """In float64, with nothing left of the zeros it starts with."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in net.double().parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return net.eval()
-
-
-def reader(text: dict, **options) -> UNetConfig:
-    sizes = dict(widths=(8, 16), blocks=1, attention=(1,), head_width=8, conditional=False)
-    return UNetConfig(**sizes, text=TextConfig(**text), **options)
+@pytest.fixture(params=["unet", "dit"])
+def reader(request, text):  # noqa: F811
+    """(changes) -> the config of a small network of each kind that reads captions."""
+    sizes = {
+        "unet": (UNetConfig, dict(widths=(8, 16), blocks=1, attention=(1,), head_width=8)),
+        "dit": (DiTConfig, dict(width=16, depth=2, heads=2)),
+    }
+    kind, size = sizes[request.param]
+    return lambda **changes: kind(**size, conditional=False, text=TextConfig(**text), **changes)
 
 
 def scene(config: TextConfig, count: int = 4):
@@ -42,7 +40,7 @@ def scene(config: TextConfig, count: int = 4):
 def attention(seed: int = 0) -> tuple[CrossAttention, torch.Tensor, torch.Tensor]:
     torch.manual_seed(seed)
     return (
-        woken(CrossAttention(12, 6, 3)),
+        awake(CrossAttention(12, 6, 3)),
         torch.randn(2, 5, 12).double(),
         torch.randn(2, 4, 6).double(),
     )
@@ -93,25 +91,25 @@ def test_a_caption_is_read_alike_beside_longer_ones_and_in_longer_rows():
     torch.testing.assert_close(together[:1, :3], short, rtol=1e-12, atol=1e-12)
 
 
-def test_a_fresh_network_that_reads_is_the_one_that_does_not(text):  # noqa: F811
+def test_a_fresh_network_that_reads_is_the_one_that_does_not(reader):
     """Whatever the caption says: what it adds starts at zero."""
-    config = reader(text)
+    config = reader()
     torch.manual_seed(0)
-    reads, plain = config.build(1, 8, 0), reader(text).model_copy(update={"text": None})
+    reads, plain = config.build(1, 8, 0), reader().model_copy(update={"text": None})
     plain = plain.build(1, 8, 0)
     state = {k: v for k, v in reads.state_dict().items() if k in plain.state_dict()}
-    head = torch.randn_like(state["head.2.weight"])  # which starts at zero too
+    state = {k: v + 0.1 * torch.randn_like(v) for k, v in state.items()}  # what else starts at zero
     for net in (reads, plain):
-        net.load_state_dict(state | {"head.2.weight": head}, strict=False)
+        net.load_state_dict(state, strict=False)
     x, t, tokens = scene(config.text)
     x, t = x.float(), t.float()
     assert torch.equal(reads(x, t, text=tokens), plain(x, t))
     assert float(plain(x, t).detach().abs().max()) > 0.1
 
 
-def test_no_caption_is_the_empty_caption_and_captions_matter(text):  # noqa: F811
-    config = reader(text)
-    net = woken(config.build(1, 8, 0))
+def test_no_caption_is_the_empty_caption_and_captions_matter(reader):
+    config = reader()
+    net = awake(config.build(1, 8, 0))
     x, t, tokens = scene(config.text)
     empty = config.text.tokens([""] * 4)
     assert int(empty.abs().sum()) == 0
@@ -124,10 +122,10 @@ def test_no_caption_is_the_empty_caption_and_captions_matter(text):  # noqa: F81
     assert condition.tells(0).tolist() == [False, True, True, False]
 
 
-def test_only_what_is_shown_in_the_caption_reaches_a_sample(text):  # noqa: F811
+def test_only_what_is_shown_in_the_caption_reaches_a_sample(reader):
     """Another caption beside it in the batch changes nothing of a sample."""
-    config = reader(text)
-    net = woken(config.build(1, 8, 0))
+    config = reader()
+    net = awake(config.build(1, 8, 0))
     x, t, tokens = scene(config.text)
     swapped = tokens.clone()
     swapped[1] = config.text.tokens([caption_of(8)])[0]
@@ -135,14 +133,14 @@ def test_only_what_is_shown_in_the_caption_reaches_a_sample(text):  # noqa: F811
     assert torch.equal(one[[0, 2, 3]], two[[0, 2, 3]]) and not torch.equal(one[1], two[1])
 
 
-def test_derivatives_of_a_network_that_reads(text):  # noqa: F811
+def test_derivatives_of_a_network_that_reads(reader):
     """Forward mode against the double backward and against finite differences."""
-    config = reader(text, second_time=True, time_scale=4.0)
-    net = woken(config.build(1, 8, 0))
+    config = reader(second_time=True, time_scale=4.0)
+    net = awake(config.build(1, 8, 0))
     model = model_of(net, "rectified", "mean-velocity", network=config)
     x, t, tokens = scene(config.text)
     v, condition = torch.randn_like(x), Condition(text=tokens)
-    value, slope = jvp(model, x, t, t / 2, v, condition)
+    _, slope = jvp(model, x, t, t / 2, v, condition)
     known = by_autograd(model, x, t, t / 2, v, condition)
     torch.testing.assert_close(slope, known, rtol=1e-9, atol=1e-9)
     _, near = jvp(model, x, t, t / 2, v, condition, "difference", 1e-4)
@@ -150,9 +148,9 @@ def test_derivatives_of_a_network_that_reads(text):  # noqa: F811
     assert float((slope - jvp(model, x, t, t / 2, v)[1]).abs().max()) > 1e-2
 
 
-def test_guidance_by_captions(text):  # noqa: F811
-    config = reader(text)
-    net = woken(config.build(1, 8, 0))
+def test_guidance_by_captions(reader):
+    config = reader()
+    net = awake(config.build(1, 8, 0))
     model = model_of(net, "vp-cosine", "v", network=config, null_trained=True)
     x, _, tokens = scene(config.text)
     t, told = torch.tensor(0.6, dtype=torch.float64), Condition(text=tokens)
