@@ -14,8 +14,9 @@ from eval.rows import Protocol, Row
 
 # What tells points apart
 KEYS = (
-    "method", "run", "ema", "sampler", "guidance_scale", "guidance_interval", "threshold", "grid", "config_sha256",
-    "seed", "train_seed", *Protocol._fields, "steps", "weights_sha256", "fid_error", "train_images",
+    "method", "run", "ema", "sampler", "guidance_scale", "guidance_interval", "threshold", "grid",
+    "config_sha256", "seed", "train_seed", *Protocol._fields, "steps", "weights_sha256",
+    "fid_error", "train_images",
 )  # fmt: skip
 # What of it may differ between training seeds of one thing
 OF_A_SEED = ("train_seed", "run", "config_sha256", "seed", "weights_sha256")
