@@ -2,6 +2,9 @@
 report page.
 
     python -m scripts.publish runs/quickstart results/digits
+    python -m scripts.publish runs/toy/ablations/toy_flow_maps results/ablations/toy_flow_maps
+
+The second is a study (scripts.ablate): its table, its pictures and its rows.
 
 What the target holds besides, such as a README.md, stays. It is replaced as a whole when everything
 is ready, and stays as it is when something is wrong. Rows say which files are copied and drawn, and
@@ -30,12 +33,13 @@ FILES = ("curves.jsonl", "table.md", "report.html")
 FOLDERS = ("samples", "configs", "solvers")
 # .png and .svg, of whatever protocol
 PICTURES = ("curves", "overview", "seconds", "coverage", "samples", "trajectories")
+AXIS = "axis-"  # pictures of a study
 
 
 def owned(name: str) -> bool:
     """Whether publishing writes what has this name in the target, and removes it when there is no
     such thing any more."""
-    picture = name.startswith(PICTURES) and name.endswith((".png", ".svg"))
+    picture = name.startswith((*PICTURES, AXIS)) and name.endswith((".png", ".svg"))
     return picture or name in FILES or name in FOLDERS
 
 
@@ -131,6 +135,26 @@ def copy_rest(target: Path, staged: Path) -> None:
             shutil.copy2(entry, staged / entry.name)
 
 
+def is_study(source: Path) -> bool:
+    """Whether it is the folder of a study, which has a table of its own."""
+    return (source / "cells").is_dir() and (source / "table.md").is_file()
+
+
+def publish_study(source: Path, target: Path) -> None:
+    """Makes `target` of the table, pictures and rows of a study.
+
+    Raises:
+        UserError: see `check_folders`, `copy_rest` and `copy_rows`; the target is as it was.
+    """
+    check_folders(source, target)
+    with whole_folder(target) as staged:
+        copy_rest(target, staged)
+        copy_rows(source, staged)
+        shutil.rmtree(staged / "samples")  # of rows that lie with their runs
+        for file in sorted([source / "table.md", *source.glob(f"{AXIS}*.png")]):
+            shutil.copyfile(_plain(file), staged / file.name)
+
+
 def publish(source: Path, target: Path) -> None:
     """Makes `target` of what was measured in `source`.
 
@@ -162,10 +186,12 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, help="folder with curves.jsonl, such as runs/digits")
+    parser.add_argument(
+        "source", type=Path, help="folder with curves.jsonl, such as runs/digits, or of a study"
+    )
     parser.add_argument("target", type=Path, help="folder in results")
     a = parser.parse_args()
-    publish(a.source, a.target)
+    (publish_study if is_study(a.source) else publish)(a.source, a.target)
     print(a.target)
 
 

@@ -98,7 +98,7 @@ class StudyConfig(Strict):
 
 
 # Keys of the sweep that an axis may change: with the others, points would not be the same
-SAMPLED = ("weights", "threshold", "grid", "options")
+SAMPLED = ("weights", "threshold", "grid", "options", "guidance_interval")
 
 
 def _check_key(key: str) -> None:

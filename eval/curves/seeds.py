@@ -14,8 +14,9 @@ from eval.rows import Protocol, Row
 
 # What tells points apart
 KEYS = (
-    "method", "run", "ema", "sampler", "guidance_scale", "guidance_interval", "threshold", "grid", "config_sha256",
-    "seed", "train_seed", *Protocol._fields, "steps", "weights_sha256", "fid_error", "train_images",
+    "method", "run", "ema", "sampler", "guidance_scale", "guidance_interval", "threshold", "grid",
+    "config_sha256", "seed", "train_seed", *Protocol._fields, "steps", "weights_sha256",
+    "fid_error", "train_images",
 )  # fmt: skip
 # What of it may differ between training seeds of one thing
 OF_A_SEED = ("train_seed", "run", "config_sha256", "seed", "weights_sha256")
@@ -119,7 +120,7 @@ def _mean(rows: list[Row], first: Row) -> SeedMean:
     values |= {"run": seedless(first), "config_sha256": first.config_sha256, "seed": first.seed}
     if len(rows) > 1:
         mean, error = mean_and_error([row.fid for row in rows])
-        words = f"over {len(rows)} training seeds"
+        words = f"standard error over {len(rows)} training seeds"
         values |= {"fid": mean, "fid_std": error * len(rows) ** 0.5, "fid_error": words}
         values |= {key: _mean_of([getattr(row, key) for row in rows]) for key in MEANS}
         times = [row.seconds_per_image for row in rows if row.device == rows[0].device]
@@ -147,4 +148,4 @@ def errors_label(group: Iterable[Row]) -> str:
     alone = sorted({row.fid_error for row in rows if len(row.members) == 1})
     words = [f"standard error over {count_of(several)} training seeds"] if several else []
     words += [f"standard deviation ({', '.join(alone)})"] if alone else []
-    return ", without several seeds a ".join(words)
+    return ", of a single seed a ".join(words)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from eval.curves_file import append_row
 from tests.helpers.command_lines import refused, run_script, tree
+from tests.helpers import rows as made
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "results" / "digits"
@@ -247,3 +249,24 @@ def test_nothing_changes_when_drawing_fails(measured, tmp_path):
     """Rows that read and cannot be drawn: the target is as it was."""
     _write(measured, [row | {"fid": 0.0} for row in _rows(measured)])
     assert "no ratio to it" in refused(tmp_path, "publish", measured, tmp_path / "results")
+
+
+def test_a_study_is_published_with_its_table_and_keeps_its_answer(tmp_path):
+    study, target = tmp_path / "runs" / "study", tmp_path / "results" / "study"
+    (study / "cells").mkdir(parents=True)
+    (study / "cells" / "a.json").write_text("{}")
+    append_row(study / "curves.jsonl", made.row("flow", 1, 3.0, run="flow-1234-seed0"))
+    (study / "table.md").write_text("# study\n")
+    (study / "axis-lr.png").write_bytes(b"png")
+    target.mkdir(parents=True)
+    (target / "README.md").write_text("the answer")
+    (target / "axis-old.png").write_bytes(b"of an axis that is gone")
+    code, errors = run_script("publish", str(study), str(target))
+    assert code == 0, errors
+    left = {file.name: file.read_bytes() for file in target.iterdir()}
+    assert set(left) == {"README.md", "table.md", "curves.jsonl", "axis-lr.png"}
+    assert left["README.md"] == b"the answer"
+    assert left["curves.jsonl"] == (study / "curves.jsonl").read_bytes()
+    (study / "table.md").unlink()
+    (study / "table.md").symlink_to("/etc/hostname")
+    assert "is a link" in refused(tmp_path, "publish", str(study), str(target))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from core.errors import UserError
+from core.training.snapshots import MOST_OFF, exponent, exponent_of, solve
 from eval.ablation.cells import make_cells, trials_of
 from eval.ablation.config import base_run, read_study
 from scripts.train import resolved
@@ -154,3 +156,16 @@ def test_shipped_studies_can_be_run(file):
     assert len(found) >= 2 and not any(cell.problem for cell in found)
     assert len(read_study(file)[0].seeds) >= 3
     assert yaml.safe_load(file.read_text())["question"].endswith("?")
+
+
+def test_half_lives_of_shipped_studies_can_be_put_together():
+    """Of the images that the cells are trained on, as far as the config says so."""
+    (file,) = (file for file in STUDIES if file.stem == "digits_half_life")
+    found, gamma = cells(file), [exponent(width) for width in (0.05, 0.1)]
+    images, every = found[0].values["budget"]["images"], found[0].values["snapshots"]["every"]
+    t = np.repeat(np.append(np.arange(every, images, every), images) / images, 2)
+    half_lives = [float(c.levels[0].split()[1]) for c in found if " " in c.levels[0]]
+    assert len(half_lives) == 4
+    for half_life in half_lives:
+        wanted = exponent_of(half_life / images)
+        assert solve(t, np.tile(gamma, len(t) // 2), 1.0, wanted)[1] < MOST_OFF / 2

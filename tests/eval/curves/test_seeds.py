@@ -64,8 +64,8 @@ def test_the_table_names_seeds_and_says_which_error_a_number_has():
     ]
     title = markdown_tables(group).splitlines()[0]
     assert title.endswith(
-        "± is a standard error over 3 training seeds, without several seeds a standard deviation "
-        "(3 sets, bootstrap 20)"
+        "± is a standard error over 3 training seeds, of a single seed a standard deviation (3 sets, "
+        "bootstrap 20)"
     )
 
 

@@ -328,4 +328,4 @@ def test_training_seeds_are_a_mean_that_knows_its_rows(tmp_path):
         }
         assert mean["fid"] == pytest.approx(5.0 * steps)
         assert mean["fid_std"] == pytest.approx(steps * 7**0.5 / 3**0.5)  # of 3, 4 and 8
-        assert mean["fid_error"] == "over 3 training seeds"
+        assert mean["fid_error"] == "standard error over 3 training seeds"
