@@ -52,11 +52,17 @@ class Noise:
         indices: [B] int64, the global index of each sample.
 
     Each draw names a `stream` (what it is for) and a `step` (how often it has been asked for), so
-    two draws never share numbers unless they share all of (seed, stream, step, index).
+    two draws never share numbers unless they share all of (seed, stream, step, index). A `use`
+    stands before the names of all streams.
     """
 
-    def __init__(self, seed: int, indices: Tensor):
-        self.seed, self.indices = seed & MASK, indices.to(torch.int64)
+    def __init__(self, seed: int, indices: Tensor, use: str = ""):
+        self.seed, self.indices, self.use = seed & MASK, indices.to(torch.int64), use
+
+    def of(self, use: str) -> Noise:
+        """Other numbers of the same samples, for a part of a computation whose streams have the
+        names of another part's."""
+        return Noise(self.seed, self.indices, f"{self.use}{use}: ")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -66,7 +72,8 @@ class Noise:
         blocks = torch.arange(-(-count // 4), device=self.indices.device)[None]  # [1, blocks]
         index = self.indices[:, None]
         counter = (blocks, torch.full_like(blocks, step & MASK), index & MASK, (index >> 32) & MASK)
-        words = philox(torch.broadcast_tensors(*counter), (self.seed, zlib.crc32(stream.encode())))
+        name = zlib.crc32((self.use + stream).encode())
+        words = philox(torch.broadcast_tensors(*counter), (self.seed, name))
         return torch.stack(words, dim=-1).flatten(1)[:, :count]
 
     def uniform(self, stream: str, step: int = 0, count: int | None = None) -> Tensor:

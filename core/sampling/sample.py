@@ -117,6 +117,25 @@ def chosen_condition(
 
 
 @torch.no_grad()
+def carry(
+    model: Model,
+    setting: Setting,
+    x: Tensor,
+    times: Tensor,
+    rng: Noise | None = None,
+    condition: Condition = UNCONDITIONED,
+    callback: Callback | None = None,
+) -> Tensor:
+    """x [B, *spec.shape] at times[0], carried by the setting's sampler along the float64 times to
+    the last; x itself where there is one time.
+
+    Raises:
+        UserError: the setting or the condition does not fit the model.
+    """
+    denoiser = denoiser_of(model, setting, condition)
+    return sampler_of(setting).run(denoiser, x, times, rng, callback, **setting.options)
+
+
 def sample(
     model: Model,
     setting: Setting,
@@ -131,10 +150,8 @@ def sample(
     Raises:
         UserError: the setting or the condition does not fit the model.
     """
-    grid = grid_of(setting, model)
-    denoiser = denoiser_of(model, setting, condition)
-    noise = rng.normal(model.spec.shape, "prior")
-    return sampler_of(setting).run(denoiser, noise, grid, rng, callback, **setting.options)
+    grid, noise = grid_of(setting, model), rng.normal(model.spec.shape, "prior")
+    return carry(model, setting, noise, grid, rng, condition, callback)
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ class Sampler:
 
     order: of convergence, the weak order for stochastic samplers; None: no solver of the teacher's
     equation. grid: the usual spacing of the times. options: its own options with their defaults.
+    both_ways: whether its steps also go from data to noise.
     """
 
     run: SamplerFunction
@@ -45,14 +46,15 @@ class Sampler:
     stochastic: bool
     grid: str = "time"
     options: dict[str, float] = field(default_factory=dict)
+    both_ways: bool = False
 
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": Sampler(ancestral, 1, True),
     "ddpm-large": Sampler(ancestral_large, 1, True),
-    "ddim": Sampler(ddim, 1, False, options={"eta": 0.0}),
-    "euler": Sampler(euler, 1, False),
-    "heun": Sampler(heun, 2, False),
+    "ddim": Sampler(ddim, 1, False, options={"eta": 0.0}, both_ways=True),
+    "euler": Sampler(euler, 1, False, both_ways=True),
+    "heun": Sampler(heun, 2, False, both_ways=True),
     "euler-maruyama": Sampler(euler_maruyama, 1, True),
     "dpm++2m": Sampler(dpm_solver_2m, 2, False),
     "dpm++3m": Sampler(dpm_solver_3m, 3, False),
@@ -61,9 +63,9 @@ SAMPLERS: dict[str, Sampler] = {
     "unipc": Sampler(unipc, 3, False),
     "consistency": Sampler(jump_and_renoise, None, True, options={"start": 1.0}),
     "flow-map": Sampler(flow_map, None, False),
-    "midpoint": Sampler(midpoint, 2, False),
-    "rk4": Sampler(rk4, 4, False),
-    "rk45": Sampler(rk45, None, False, options={"tolerance": 1e-4}),
+    "midpoint": Sampler(midpoint, 2, False, both_ways=True),
+    "rk4": Sampler(rk4, 4, False, both_ways=True),
+    "rk45": Sampler(rk45, None, False, options={"tolerance": 1e-4}, both_ways=True),
 }
 
 # Names of earlier versions, which published rows carry

@@ -37,8 +37,10 @@ def ddim(
         x0, eps = denoiser(x, a.time)
         # sigma_{t|s}^2 = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, and the posterior's variance
         # (Kingma et al. 2021, eq. 25)
-        between = a.sigma**2 - (a.alpha / b.alpha * b.sigma) ** 2
-        posterior = between * (b.sigma / a.sigma) ** 2
+        between = posterior = 0.0
+        if eta > 0:
+            between = a.sigma**2 - (a.alpha / b.alpha * b.sigma) ** 2
+            posterior = between * (b.sigma / a.sigma) ** 2
         x = b.alpha * x0 + math.sqrt(max(b.sigma**2 - eta**2 * posterior, 0.0)) * eps
         if eta > 0 and b.sigma > 0:
             x = x + eta * math.sqrt(between if variance == "large" else posterior) * draw(

@@ -36,14 +36,21 @@ class _Slope:
 
 
 def _points(path: Path, ways: Iterable[float]) -> list[Point]:
-    """The times of these w, at least NEAREST."""
-    w = torch.tensor([max(way, NEAREST) for way in ways], dtype=torch.float64)
+    """The times of these w, kept between NEAREST and the path's pure noise."""
+    most = path.at(torch.ones((), dtype=torch.float64))
+    last = float(most.sigma / (most.alpha + most.sigma))
+    w = torch.tensor([min(max(way, NEAREST), last) for way in ways], dtype=torch.float64)
     lam = torch.log1p(-w) - w.log()
     time = path.time(lam).clamp(0.0, 1.0)
     c = path.at(time)
     return [
         Point(time[i], *(float(v[i]) for v in (time, c.alpha, c.sigma, lam))) for i in range(len(w))
     ]
+
+
+def nearest_to_clean(path: Path) -> Point:
+    """Where a slope at clean data is taken."""
+    return _points(path, [0.0])[0]
 
 
 # A step: slope function, y at the start, slope there, h, and the points half-way and at the end
@@ -67,7 +74,7 @@ def _solve(
     x, f, path = noise, _Slope(denoiser), denoiser.path
     steps = list(intervals(path, grid))
     ways = [(straight(i.a)[1], straight(i.b)[1]) for i in steps]
-    halves, (nearest,) = _points(path, [(a + b) / 2 for a, b in ways]), _points(path, [0.0])
+    halves, nearest = _points(path, [(a + b) / 2 for a, b in ways]), nearest_to_clean(path)
     for interval, (a, b), half in zip(steps, ways, halves, strict=True):
         y = x / straight(interval.a)[0]
         slope = f(y, interval.a)
