@@ -15,6 +15,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from core.errors import UserError
+
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -42,6 +44,12 @@ def philox(
         product = (even * multipliers).flip(0)
         even, odd = ((product >> 32) & MASK) ^ odd ^ round_key, product & MASK
     return even[0], odd[0], even[1], odd[1]
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that somebody gave and that another one would be the same as."""
+    if not 0 <= seed <= MASK:
+        raise UserError(f"seed = {seed}: give 0 to {MASK}; no other seed has numbers of its own")
 
 
 class Noise:

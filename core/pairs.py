@@ -13,7 +13,14 @@ from tqdm import tqdm
 
 from core.condition import Condition
 from core.counting import count_evals
-from core.data.pairs import Manifest, PairRecipe, read_manifest, shard_name, write_manifest
+from core.data.pairs import (
+    SHARD,
+    Manifest,
+    PairRecipe,
+    read_manifest,
+    shard_name,
+    write_manifest,
+)
 from core.errors import UserError
 from core.files import check_place, sha256_of, whole_file
 from core.locks import only_one
@@ -86,7 +93,7 @@ def generate_pairs(
         codec=run.spec.codec_sha256,
     )
     grid_of(setting, run.model)  # refused before anything is written
-    check_place(folder, folder=True)
+    _check_folder(folder)
     busy = f"another process makes pairs in {folder}: wait for it, or give another out="
     with only_one(folder, busy):
         manifest = _begun(folder, recipe)
@@ -111,6 +118,18 @@ def _begun(folder: Path, recipe: PairRecipe) -> Manifest:
     kept = len(whole) / max(len(manifest.shards), 1)
     spent = {"evals": manifest.evals * kept, "seconds": manifest.seconds * kept}
     return manifest.model_copy(update={"shards": whole, **spent})
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UserError where pairs cannot be written, or something else lies: what is hidden and
+    shards without a manifest, as a kill leaves them, do not count."""
+    check_place(folder, folder=True)
+    if folder.is_dir() and not (folder / "pairs.json").exists():
+        for name in sorted(entry.name for entry in folder.iterdir()):
+            if not name.startswith(".") and not SHARD.fullmatch(name):
+                raise UserError(
+                    f"{folder} holds {name!r} and no pairs.json: choose another folder for pairs"
+                )
 
 
 def _is_whole(file: Path, sha256: str) -> bool:

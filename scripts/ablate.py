@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.config import apply_overrides
+from core.config import apply_overrides, config_sha256
 from core.errors import UserError, command_line
 from core.files import check_place, write_text
 from eval.ablation.cells import Note, Trial, is_open, make_cells, read_note, trials_of
@@ -31,11 +31,13 @@ from eval.ablation.config import base_run, read_study
 from eval.ablation.plots import plot_axes
 from eval.ablation.results import Study
 from eval.ablation.table import table
+from eval.sweep.run import make_extractors
 from scripts.ablate_cell import write_task
 from scripts.ablate_plan import plan_words
 from scripts.cluster import read_options, submit_jobs
 from scripts.lanes import Job, run_jobs
 from scripts.planner import Planner, Step, copy_shipped, moved_to, read_configs
+from scripts.setting_options import check_between
 from scripts.train import resolved
 
 Runner = Callable[[list[Job]], dict[str, int]]  # exit codes of those that failed
@@ -75,6 +77,17 @@ def read_plan(file: Path, overrides: list[str]) -> Planned:
 def _needs(planner: Planner, values: dict) -> list[str]:
     """The configs that make what a cell starts from; its `run` is what its base makes."""
     return planner.makers_of({key: value for key, value in values.items() if key != "run"})
+
+
+def check_measuring(planned: Planned) -> None:
+    """Raises UserError, ahead of all training, where what is trained could not be measured: an
+    extractor that is not here or does not read the data, or data that are not there."""
+    checked = set()
+    for trial, note in zip(planned.study.trials, planned.study.notes, strict=True):
+        source = resolved(trial.values, str(trial.note)).data
+        if is_open(note) and (digest := config_sha256(source)) not in checked:
+            checked.add(digest)
+            make_extractors(trial.sweep, source.load(trial.sweep.reference), "cpu")
 
 
 def run_study(planned: Planned, runner: Runner, retry: bool = False) -> Study:
@@ -141,8 +154,7 @@ def main() -> None:
         "--local-executor", action="store_true", help="as --slurm does it, without a cluster"
     )
     a = parser.parse_intermixed_args()
-    if a.lanes < 1:
-        raise UserError(f"--lanes {a.lanes}: at least 1")
+    check_between("--lanes", a.lanes, 1, 1000)
     if a.slurm is not None and a.local_executor:
         raise UserError("--slurm beside --local-executor: give one of them")
     planned = read_plan(a.study, a.overrides)
@@ -155,6 +167,7 @@ def main() -> None:
     study = planned.study
     if not a.table:
         check_place(planned.runs / "ablations", folder=True)
+        check_measuring(planned)
         study = run_study(planned, _runner(a, planned.out), a.retry)
     write_results(study, planned.out)
     print((planned.out / "table.md").read_text(encoding="utf-8"))

@@ -9,31 +9,35 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from core.config import Strict, apply_overrides, parse
 from core.errors import UserError, reason
 from scripts.lanes import Job
 
 POLL = 1.0  # seconds between looks at the jobs
+# In a line of the script that sbatch is given: no blanks, newlines or quotes
+Word = Annotated[str, Field(pattern=r"^[\w.,:+@&|*()\[\]=-]+$")]
 
 
 class ClusterOptions(Strict):
     """What a job asks the cluster for: `--slurm partition=gpu,gpus=1,hours=4`."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    gpus: int | None = None
-    cpus: int | None = None
-    memory: float | None = None
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    gpus: int | None = Field(default=None, ge=0, le=10_000)
+    cpus: int | None = Field(default=None, ge=1, le=100_000)
+    memory: float | None = Field(default=None, gt=0, le=1e6)
     """gigabytes"""
-    hours: float = 24.0
+    hours: float = Field(default=24.0, gt=0, le=10_000)
     """after which a job is put in the queue again, and goes on"""
-    at_once: int = 256
+    at_once: int = Field(default=256, ge=1, le=1_000_000)
     """jobs that run side by side at most"""
-    requeue: int = 100
+    requeue: int = Field(default=100, ge=0, le=1_000_000)
     """times that a job may run out of its hours"""
 
 
@@ -77,7 +81,8 @@ def submit_jobs(
     Returns the exit codes of the jobs that failed, by name.
 
     Raises:
-        UserError: submitit is not installed, or there is no such cluster here.
+        UserError: submitit is not installed, there is no such cluster here, or it refuses a job;
+            what was submitted before is cancelled.
         KeyboardInterrupt: interrupted, after all jobs were cancelled.
     """
     executor = _executor(cluster, options, folder)
@@ -88,7 +93,7 @@ def submit_jobs(
             for job in ready[: options.at_once - len(running)]:
                 waiting.remove(job)
                 executor.update_parameters(name=job.name[:100])
-                running[job.name] = executor.submit(CommandTask(job.command))
+                running[job.name] = _submitted(executor, job)
             for name, submitted in list(running.items()):
                 if submitted.done():
                     del running[name]
@@ -127,6 +132,13 @@ def _executor(cluster: str, options: ClusterOptions, folder: Path) -> Any:
     given = shared | {f"slurm_{name}": getattr(options, name) for name in slurm}
     executor.update_parameters(**{key: v for key, v in given.items() if v is not None})
     return executor
+
+
+def _submitted(executor: Any, job: Job) -> Any:
+    try:
+        return executor.submit(CommandTask(job.command))
+    except (RuntimeError, OSError) as error:  # submitit's own, in the cluster's words
+        raise UserError(f"{job.name} could not be submitted: {reason(error, 400)}") from error
 
 
 def _requeue(cluster: str, options: ClusterOptions) -> dict[str, int]:

@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--data-root", help="where the files of --data are")
     parser.add_argument("--data-side", type=int, help="side of the images of --data folder")
     parser.add_argument("--out", help="curves file (default: curves.jsonl in the run's folder)")
-    a = parser.parse_args()
+    a = parser.parse_intermixed_args()
     if a.run:
         values, source = from_options(a), "command line"
         for override in a.config:

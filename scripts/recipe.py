@@ -27,7 +27,7 @@ from pathlib import Path
 from core.errors import UserError, command_line, nearest
 from scripts.lanes import run_jobs
 from scripts.planner import Planner, copy_shipped, read_configs
-from scripts.setting_options import numbers
+from scripts.setting_options import check_between, numbers
 
 
 @command_line
@@ -65,8 +65,7 @@ def main() -> None:
         raise UserError(
             f"nothing to do: name a config of {a.dataset}{nearest('', planner.configs)}"
         )
-    if a.lanes < 1:
-        raise UserError(f"--lanes {a.lanes}: at least 1")
+    check_between("--lanes", a.lanes, 1, 1000)
     steps = planner.plan(goals, overrides)
     if a.dry_run:
         for step in steps:

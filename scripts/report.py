@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from core.errors import UserError, command_line
+from core.errors import command_line
 from eval.report.document import write_report
 from lab import load
-from scripts.setting_options import numbers
+from scripts.setting_options import check_between, numbers
 
 
 @command_line
@@ -45,11 +45,10 @@ def main() -> None:
         help="images that are followed; 0 = none (default: %(default)s)",
     )
     a = parser.parse_args()
-    if not 0 <= a.images <= 64:
-        raise UserError(f"--images {a.images}: give 0 to 64")
+    check_between("--images", a.images, 0, 64)
     steps = numbers(a.steps, int, "--steps")
-    if min(steps) < 1:
-        raise UserError(f"--steps {a.steps}: every number of steps must be at least 1")
+    for one in steps:
+        check_between("--steps", one, 1)
     curves = a.curves / "curves.jsonl" if a.curves.is_dir() else a.curves
     out = write_report(
         curves, a.out or curves.parent / "report.html", load, a.runs, steps, a.images

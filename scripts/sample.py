@@ -23,7 +23,12 @@ from core.files import check_place
 from core.pictures import check_drawable, save_png, sheet, tile
 from core.sampling.sample import sample_images
 from core.sampling.solvers import Progress
-from scripts.setting_options import add_setting_options, chosen_setting, chosen_steps
+from scripts.setting_options import (
+    add_setting_options,
+    check_between,
+    chosen_setting,
+    chosen_steps,
+)
 
 FILMED = 8  # samples of a trajectory
 
@@ -67,8 +72,8 @@ def main() -> None:
     a = parser.parse_args()
     if not (a.out or a.folder or a.trajectory):
         raise UserError("nowhere to write: give --out, --folder or --trajectory")
-    if a.count < 1 or a.batch_size < 1:
-        raise UserError("--count and --batch-size must be at least 1")
+    check_between("--count", a.count, 1)
+    check_between("--batch-size", a.batch_size, 1)
     for file in (a.out, a.trajectory):
         if file:
             check_place(file)

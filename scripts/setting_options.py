@@ -49,6 +49,13 @@ def numbers(text: str, kind: Callable[[str], float], option: str) -> list:
         ) from error
 
 
+def check_between(option: str, value: int, lowest: int, highest: int = 2**53) -> None:
+    """Raises UserError for a whole number that is out of range."""
+    if not lowest <= value <= highest:
+        words = f"at least {lowest}" if value < lowest else f"at most {highest:,}"
+        raise UserError(f"{option} {value}: {words}")
+
+
 def given_settings(a: argparse.Namespace) -> dict:
     """The options as keys of a sweep's entry, those that were given alone."""
     options = {}
@@ -56,7 +63,11 @@ def given_settings(a: argparse.Namespace) -> dict:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--option {text}: give NAME=NUMBER, such as eta=0.5")
-        options[name] = numbers(value, float, f"--option {name}")[0]
+        if name in options:
+            raise UserError(f"--option {name} is given twice: give it once")
+        options[name], *more = numbers(value, float, f"--option {name}")
+        if more:
+            raise UserError(f"--option {text}: give one number")
     given = {
         "samplers": a.sampler and a.sampler.split(","),
         "steps": a.steps and numbers(a.steps, int, "--steps"),

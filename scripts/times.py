@@ -17,12 +17,18 @@ from tqdm import tqdm
 import lab
 from core.diffusion.grids import given_grid
 from core.errors import UserError, command_line
+from core.noise import check_seed
 from core.sampling.sample import grid_of, sample_images
 from core.setting import Setting
 from eval.best_times import search_times
 from eval.features.extractors import check_reads, make_extractor
 from eval.metrics.distances import frechet_distance, statistics
-from scripts.setting_options import add_setting_options, chosen_setting, chosen_steps
+from scripts.setting_options import (
+    add_setting_options,
+    check_between,
+    chosen_setting,
+    chosen_steps,
+)
 
 
 @command_line
@@ -42,8 +48,13 @@ def main() -> None:
     add("--seed", type=int, default=1000, help="of the search; + 1 measures (default: %(default)s)")
     add("--batch-size", type=int, default=250, help="default: %(default)s")
     a = parser.parse_args()
-    if not (a.n >= 2 and a.rounds >= 1 and a.batch_size >= 1 and 0 < a.tolerance < 1):
-        raise UserError("--n, --rounds, --batch-size must be positive and --tolerance in (0, 1)")
+    check_between("--n", a.n, 2)
+    check_between("--rounds", a.rounds, 1)
+    check_between("--batch-size", a.batch_size, 1)
+    if not 0 < a.tolerance < 1:
+        raise UserError(f"--tolerance {a.tolerance}: between 0 and 1")
+    check_seed(a.seed)
+    check_seed(a.seed + 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = lab.load(a.run, "ema", device, chosen_steps(a))
     own = chosen_setting(a, run.spec.setting)

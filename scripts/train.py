@@ -53,7 +53,7 @@ def main() -> None:
         help="such as optimizer.lr=1e-4 or run=runs/mine",
     )
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU even if there is one")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     values = read_config(arguments.config, arguments.overrides)
     train(resolved(values, arguments.config), arguments.cpu)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import torch
@@ -58,6 +59,9 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / "pairs.json", manifest.model_dump_json(indent=1))
+
+
+SHARD = re.compile(r"[0-9]{6,}\.safetensors")
 
 
 def shard_name(k: int) -> str:

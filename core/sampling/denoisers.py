@@ -199,6 +199,15 @@ def _guided(model: Model, condition: Condition, scale: float) -> Denoiser:
     return Conditioned(model, condition._replace(guidance=told))
 
 
+def check_label(label: int, classes: int) -> None:
+    """Raises UserError for a label that is neither a class nor the null label."""
+    if not 0 <= label <= classes:
+        raise UserError(
+            f"label {label} is out of range: this model knows 0 to {classes - 1} (and {classes}, "
+            "null)"
+        )
+
+
 def denoiser_for(
     model: Model,
     condition: Condition = UNCONDITIONED,
@@ -213,12 +222,8 @@ def denoiser_for(
             0..num_classes (num_classes is the null label).
     """
     label, classes = condition.label, model.spec.num_classes
-    if label is not None and len(label):
-        if (bad := label[(label < 0) | (label > classes)]).numel():
-            raise UserError(
-                f"label {int(bad[0])} is out of range: this model knows 0 to {classes - 1} "
-                f"(and {classes}, null)"
-            )
+    if label is not None and (bad := label[(label < 0) | (label > classes)]).numel():
+        check_label(int(bad[0]), classes)
     check_guidance(model.spec, guidance_scale, guidance_interval)
     check_threshold(model.spec, threshold)
     denoiser: Denoiser = Conditioned(model, condition)

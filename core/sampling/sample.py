@@ -11,10 +11,11 @@ from core.diffusion.parameterisations import Denoised
 from core.diffusion.paths import Path
 from core.errors import UserError, nearest
 from core.model import Model, ModelSpec
-from core.noise import Noise
+from core.noise import Noise, check_seed
 from core.sampling.denoisers import (
     Denoiser,
     check_guidance,
+    check_label,
     check_threshold,
     denoiser_for,
     in_interval,
@@ -106,6 +107,7 @@ def chosen_condition(
     if label is not None and not spec.num_classes:
         raise UserError("a label is given, but this model is told no classes")
     if isinstance(label, int):
+        check_label(label, spec.num_classes)
         label = torch.full((count,), label)
     text = None
     if caption is not None:
@@ -173,9 +175,10 @@ def sample_images(
             index.
 
     Raises:
-        UserError: the setting does not fit the model, or it is not told what was chosen, or the
-            samples are NaN or infinite.
+        UserError: the setting does not fit the model, it is not told what was chosen, a seed is
+            another one's, or the samples are NaN or infinite.
     """
+    check_seed(seed)
     rng = Noise(seed, indices.to(model.device))
     chosen = label is not None or caption is not None
     condition = (

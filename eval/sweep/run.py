@@ -84,7 +84,7 @@ class Sweep:
         _check_fit(self.points, self.data)
         if config.keep_samples and self.data.density is None:  # points are drawn as a scatter
             check_drawable(self.data.channels, "keep_samples=0")
-        self.extractors = _extractors(config, self.data, self.device)
+        self.extractors = make_extractors(config, self.data, self.device)
         check_features(self.points, self.extractors)
         self.floor_data = _floor_data(config, source)
         check_sizes(self.data, self.floor_data)
@@ -303,8 +303,11 @@ def _check_fit(points: list[Point], data: ImageData) -> None:
             )
 
 
-def _extractors(config: SweepConfig, data: ImageData, device: torch.device) -> list[Extractor]:
-    """The config's extractors, which read the data and have images enough."""
+def make_extractors(
+    config: SweepConfig, data: ImageData, device: torch.device | str
+) -> list[Extractor]:
+    """The config's extractors; raises UserError where one does not read the data, or has too few
+    images."""
     found = []
     for name in config.extractors:
         inception = issubclass(EXTRACTORS.get(name, Extractor), InceptionExtractor)

@@ -162,6 +162,21 @@ def test_a_crash_of_one_cell_is_a_row(tmp_path, monkeypatch):
     assert "0 of 2 trainings done" in run_here(file, runner=lambda jobs: {})
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("sweep.extractor=digit-cnn", "unknown extractor 'digit-cnn' (did you mean 'digits-cnn'?)"),
+        ("sweep.extractor=[digits-cnn,fashion-cnn]", "fashion-cnn on digits"),
+        ("data={name: folder, root: /nowhere, side: 8}", "/nowhere"),
+    ],
+)
+def test_what_could_not_be_measured_is_refused_ahead_of_all_training(
+    tmp_path, runs, override, says
+):
+    assert says in refused(tmp_path, "ablate", str(write_study(tmp_path)), override)
+    assert not runs.exists()
+
+
 def test_what_a_cell_needs_is_made_first(tmp_path, runs):
     """A shipped teacher is copied; where its making fails, the cells are not begun and say so."""
     file = write_study(tmp_path, base=str(ROOT / "configs/digits/consistency.yaml"),

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from core.training.checkpoints import latest_checkpoint
-from tests.helpers.command_lines import refused
+from tests.helpers.command_lines import refused, tree
 from tests.helpers.tiny import tiny_config, train_tiny
 
 
@@ -143,3 +143,81 @@ def test_student_mistakes(tmp_path):
     )
     line = refused(tmp_path, "train", file, "method.start_steps=4", "model.path=vp-cosine", "--cpu")
     assert "a student copies its teacher's network" in line
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_tiny(folder, images=64)
+    return folder
+
+
+HUGE = str(10**30)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--seed -1", "seed = -1: give 0 to 4294967295"),
+        ("--seed 4294967296", "seed = 4294967296: give 0 to"),  # the numbers of seed 0
+        (f"--seed {HUGE}", "give 0 to"),
+        ("--label -1", "label -1 is out of range"),
+        ("--label 11", "label 11 is out of range"),
+        (f"--label {HUGE}", "is out of range"),
+        ("--count 0", "--count 0: at least 1"),
+        (f"--count {HUGE}", "at most 9,007,199,254,740,992"),
+        ("--batch-size 0", "--batch-size 0: at least 1"),
+        (f"--batch-size {HUGE}", "at most"),
+        ("--option eta=0,1", "--option eta=0,1: give one number"),
+        ("--option eta=0 --option eta=1", "--option eta is given twice"),
+        ("--guidance-scale nan", "must be a finite number"),
+        ("--sampler rk45 --option tolerance=0", "tolerance"),
+        ("--sampler rk45 --option tolerance=-1", "tolerance"),
+        ("--sampler consistency --grid at:2", "at:2"),
+    ],
+)
+def test_samples_that_cannot_be(tmp_path, trained, options, says):
+    command = ("sample", trained, "--out", tmp_path / "x.png", "--count", "2", *options.split())
+    assert says in refused(tmp_path, *command)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--n 1", "--n 1: at least 2"),
+        (f"--n {HUGE}", "at most"),
+        ("--rounds 0", "--rounds 0: at least 1"),
+        ("--batch-size -5", "--batch-size -5: at least 1"),
+        ("--tolerance nan", "--tolerance nan: between 0 and 1"),
+        ("--seed -1", "seed = -1"),
+        ("--seed 4294967295", "seed = 4294967296"),  # the one that measures
+        ("--extractor fashion-cnn", "fashion-cnn on digits"),
+        ("--steps 1", "one step has no times to search for"),
+        ("--steps 2,3", "several samplers, steps"),
+    ],
+)
+def test_searches_for_times_that_cannot_be(tmp_path, trained, options, says):
+    command = ("times", trained, "--steps", "2", "--extractor", "digits-cnn", "--n", "8")
+    assert says in refused(tmp_path, *command, *options.split())
+
+
+def test_lanes_are_as_many_as_a_machine_has(tmp_path, config):
+    for lanes in ("0", "-1", HUGE):
+        assert "--lanes" in refused(tmp_path, "recipe", "digits", "ppca", "--lanes", lanes)
+
+
+def test_options_stand_anywhere_among_overrides(tmp_path, config):
+    line = refused(tmp_path, "train", config, "--cpu", "optimizer.lr=fast")
+    assert "optimizer.lr" in line
+
+
+def test_pairs_go_into_no_folder_of_something_else(tmp_path, trained):
+    file = tmp_path / "p.yaml"
+    values = {"run": str(trained), "out": str(trained), "count": 2, "steps": 1}
+    file.write_text(yaml.safe_dump(values))
+    before = tree(trained)
+    assert "'checkpoints' and no pairs.json" in refused(tmp_path, "pairs", file)
+    assert tree(trained) == before
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "a.tex").write_text("x")
+    assert "'a.tex'" in refused(tmp_path, "pairs", file, f"out={tmp_path}/thesis")

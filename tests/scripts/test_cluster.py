@@ -97,8 +97,33 @@ def test_options_are_read_strictly(tmp_path):
     assert read_options("") == ClusterOptions()
     with pytest.raises(UserError, match=r"--slurm: unknown key 'gpu' \(did you mean 'gpus'\?\)"):
         read_options("gpu=1")
+    for wrong in ("gpus=-1", "cpus=0", "memory=0", "memory=1e400", "hours=0", "hours=.nan",
+                  "at_once=0", "at_once=-1", "requeue=-1", "partition=a b", "qos=a;b",
+                  "constraint='a\nb'", "partition=\"$(id)\""):  # fmt: skip
+        with pytest.raises(UserError, match=wrong.split("=")[0]):
+            read_options(wrong)
+    assert read_options("constraint=a100|h100&nvlink*4,at_once=1,cpus=1").at_once == 1
     file = str(write_study(tmp_path))
     assert "is not of the form key=value" in refused(tmp_path, "ablate", file, "--slurm", "gpu")
+
+
+def test_a_cluster_that_refuses_a_job_is_heard_and_the_others_are_cancelled(tmp_path, monkeypatch):
+    """sbatch is here, and knows no partition of that name."""
+    cancelled = []
+
+    class Refusing(submitit.LocalExecutor):
+        def submit(self, task):
+            if "second" in task.command[3]:
+                raise submitit.core.utils.FailedJobError("sbatch: error:\n invalid partition")
+            job = super().submit(task)
+            monkeypatch.setattr(job, "cancel", lambda: cancelled.append(job))
+            return job
+
+    monkeypatch.setattr(cluster, "_executor", lambda *_: Refusing(folder=tmp_path / "jobs"))
+    log = tmp_path / "log"
+    with pytest.raises(UserError, match="second could not be submitted: sbatch: error: invalid"):
+        submit_jobs([job("first", log), job("second", log)], "slurm", ClusterOptions(), tmp_path)
+    assert len(cancelled) == 1
 
 
 def test_without_slurm_or_submitit_one_line_says_so(tmp_path, monkeypatch):
