@@ -106,11 +106,10 @@ def told_of_guidance(teacher: Model, config: GuidedDistillationConfig) -> Model:
     shape = teacher.spec.network
     if "guidance" not in type(shape).model_fields:
         raise UserError(
-            f"network {shape.name} cannot be told the weight of guidance: only unet and dit can"
+            f"network {shape.name} cannot be told the weight of guidance: unet, dit and mlp can"
         )
-    shape = shape.model_copy(
-        update={"guidance": (config.low, config.high), "dropout": config.dropout}
-    )
+    shape = shape.with_dropout(config.dropout)
+    shape = shape.model_copy(update={"guidance": (config.low, config.high)})
     spec = teacher.spec.model_copy(
         update={"network": shape, "null_trained": False, "discrete_steps": None}
     )

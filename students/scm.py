@@ -26,6 +26,7 @@ from core.training.method import (
     noise_of,
 )
 from core.training.roles import OptimizerConfig, Role
+from students.retimed import retimed
 from students.teacher import (
     check_not_told,
     consistency_copy,
@@ -67,6 +68,9 @@ class SCMConfig(MethodConfig):
     its derivative is that of a rough function"""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """of a student that starts from a run; from scratch model.network.dropout holds"""
+    time_scale: float | None = Field(default=1.0, gt=0, le=1e6)
+    """what times are multiplied by before a student that starts from a run embeds them, whatever
+    its teacher was told; null: as its teacher; from scratch model.network.time_scale holds"""
 
     @model_validator(mode="after")
     def _teacher(self) -> SCMConfig:
@@ -135,7 +139,8 @@ class SCM(Method):
             student, source = consistency_from_scratch(config.dropout, context)
             return cls(config, student, None, source)
         run = load_teacher(config.teacher, context)
-        student, source = consistency_copy(run.model, config.dropout), student_source(run, context)
+        first = run.model if config.time_scale is None else retimed(run.model, config.time_scale)
+        student, source = consistency_copy(first, config.dropout), student_source(run, context)
         if config.velocity == "data":
             check_not_told(run.spec)
             method = cls(config, student, None, source)

@@ -11,10 +11,13 @@ from torch.nn import functional as F
 
 from core.networks.base import NetworkBase
 from core.networks.embeddings import Embedded, zeroed
+from core.setting import GuidanceRange
 
 
 class MLPConfig(NetworkBase):
     """The size of a perceptron; see MLP."""
+
+    LATER = ("guidance",)
 
     name: Literal["mlp"] = "mlp"
     """the network's kind"""
@@ -28,6 +31,8 @@ class MLPConfig(NetworkBase):
     """embed the labels of data that has any"""
     time_scale: float = Field(default=1000.0, gt=0, le=1e6)
     """what times are multiplied by before they are embedded; the derivative in t grows with it"""
+    guidance: GuidanceRange | None = None
+    """range of the weights of guidance that it is told; null: it is told none"""
     dropout: ClassVar[float] = 0.0
 
     @field_validator("width")
@@ -70,9 +75,8 @@ class MLP(Embedded):
 
     def __init__(self, config: MLPConfig, shape: tuple[int, int, int], num_classes: int):
         width, size = config.width, math.prod(shape)
-        super().__init__(
-            width, width, num_classes, config.second_time, time_scale=config.time_scale
-        )
+        guided = config.guidance is not None
+        super().__init__(width, width, num_classes, config.second_time, guided, config.time_scale)
         self.shape, self.middle_width = shape, width
         self.half = (config.blocks + 1) // 2  # blocks of the encoder
         self.stem = nn.Linear(size, width)
@@ -85,18 +89,26 @@ class MLP(Embedded):
         t: Tensor,
         r: Tensor | None = None,
         label: Tensor | None = None,
+        guidance: Tensor | None = None,
         features: bool = False,
     ) -> Tensor:
         """x [B, C, H, W], t [B] in [0, 1], r [B] or None, label [B] (int64) or None for the null
-        label -> [B, C, H, W]; with `features` what the encoder sees: [B, width, 1, 1]."""
-        encoded = self.encode(x, t, r, label)
+        label, guidance [B] or None for none, 1.0 -> [B, C, H, W]; with `features` what the encoder
+        sees: [B, width, 1, 1]."""
+        encoded = self.encode(x, t, r, label, guidance)
         return encoded.middle if features else self.decode(encoded)
 
     def encode(
-        self, x: Tensor, t: Tensor, r: Tensor | None = None, label: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        r: Tensor | None = None,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Encoded:
         """The first half of the blocks, and the middle one of an odd number."""
-        embedding, h = F.silu(self.embedded(x, t, r, label)[0]), self.stem(x.flatten(1))
+        embedding = F.silu(self.embedded(x, t, r, label, guidance)[0])
+        h = self.stem(x.flatten(1))
         for block in self.blocks[: self.half]:
             h = block(h, embedding)
         return Encoded(h[:, :, None, None], embedding)

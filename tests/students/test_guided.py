@@ -12,6 +12,7 @@ from core.data import Batch
 from core.diffusion.parameterisations import ConsistencyFunction
 from core.errors import UserError
 from core.model import Model, ModelSpec
+from core.networks.mlp import MLPConfig
 from core.networks.unet import UNetConfig
 from core.noise import Noise
 from core.sampling.denoisers import Conditioned, Guided, denoiser_for
@@ -46,8 +47,9 @@ def batch_of(count: int, first: int = 0) -> Batch:
     return Batch(rng.normal((1, 4, 4), "data"), Condition(label=label), rng)
 
 
-def test_it_starts_as_its_teacher_whatever_the_weight():
-    teacher = teacher_of()
+@pytest.mark.parametrize("network", [NETWORK, MLPConfig(width=16, blocks=2)])
+def test_it_starts_as_its_teacher_whatever_the_weight(network):
+    teacher = teacher_of(network=network)
     student, batch = method_of(teacher).student.eval(), batch_of(8)
     t = torch.linspace(0.1, 1, 8).double()
     for weight in (1.0, 5.0):
@@ -77,8 +79,9 @@ def test_the_loss_is_the_distance_to_the_guided_teacher():
         assert float(found.per_sample[i]) == pytest.approx(float(known.square().mean()), rel=1e-3)
 
 
-def test_it_learns_to_be_the_guided_teacher():
-    teacher = teacher_of()
+@pytest.mark.parametrize("network", [NETWORK, MLPConfig(width=16, blocks=2)])
+def test_it_learns_to_be_the_guided_teacher(network):
+    teacher = teacher_of(network=network)
     method = method_of(teacher, weight="simple")
     role = method.roles["student"]
     role.begin(OptimizerConfig(lr=3e-3, decay="cosine"), AverageConfig(), 64)
@@ -149,7 +152,7 @@ def test_teachers_that_cannot_be_guided_are_refused():
     ):
         with pytest.raises(UserError, match=words):
             method_of(teacher_of(**changes))
-    with pytest.raises(UserError, match="only unet and dit can"):
+    with pytest.raises(UserError, match="unet, dit and mlp can"):
         other = {"name": "generator", "widths": [8], "blocks": 1, "latent": 4}
         method_of(teacher_of(network=lab_network(other)))
 
