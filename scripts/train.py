@@ -53,7 +53,7 @@ def main() -> None:
         help="such as optimizer.lr=1e-4 or run=runs/mine",
     )
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU even if there is one")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     values = read_config(arguments.config, arguments.overrides)
     train(resolved(values, arguments.config), arguments.cpu)
@@ -78,11 +78,18 @@ def train(config: RunConfig, cpu: bool = False) -> None:
     from core.training.trainer import Trainer
 
     check_run_folder(config, Path(config.run))  # before anything slow
-    accelerator = Accelerator(cpu=start_processes(cpu).device.type == "cpu")
+    state = start_processes(cpu, config.train.tf32)
+    # What is computed how is this config's alone to say, whatever accelerate's own config asks for:
+    # the rows know nothing of that.
+    accelerator = Accelerator(
+        cpu=state.device.type == "cpu", mixed_precision="no", dynamo_backend="no"
+    )
     cls = method_class(config.method.name)
     method = cls.from_config(
         config.method,
-        Context(config.data, config.model, config.train.seed, accelerator.device, load, feature_network),
+        Context(
+            config.data, config.model, config.train.seed, accelerator.device, load, feature_network
+        ),
     )
     Trainer(config, method, accelerator).run()
     accelerator.end_training()
