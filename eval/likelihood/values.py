@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.counting import count_evals
-from core.files import read_tensors, write_tensors
 from core.model import Model
 from core.noise import Noise
+from core.tensors import read_tensors, write_tensors
 from eval.text import short_hash
 
 

@@ -18,6 +18,7 @@ from core.pairs import generate_pairs
 from core.training.checkpoints import latest_checkpoint
 from lab import load
 from tests.helpers.command_lines import ROOT
+from tests.helpers.runs import weights
 from tests.helpers.tiny import tiny_config, train_tiny
 
 TORCHRUN = (*("-m", "torch.distributed.run", "--standalone"), "--nproc_per_node", "2", "-m")
@@ -57,6 +58,20 @@ def test_a_budget_in_evaluations_ends_in_both_at_once(tmp_path, teacher):
     assert (one["processes"], two["processes"]) == (1, 2)
     assert one["evals"] == two["evals"] >= 2010
     assert one["images"] == two["images"]
+
+
+def test_dropout_draws_the_masks_of_one_process(tmp_path):
+    options = {"images": 320, "network": {"dropout": 0.3}}
+    one = train_tiny(tmp_path / "one", **options)
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(tiny_config(tmp_path / "two", **options)))
+    in_two("scripts.train", tmp_path / "two.yaml", "--cpu")
+    train_tiny(tmp_path / "start", images=1, optimizer={"lr": 0.0}, network={"dropout": 0.3})
+    assert one.method.student.spec.network.dropout == 0.3
+    for which in ("raw", "ema"):
+        start, alone, both = (weights(tmp_path / n, which) for n in ("start", "one", "two"))
+        for name, tensor in alone.items():
+            moved = (tensor - start[name]).abs().max()
+            assert (tensor - both[name]).abs().max() < 1e-3 * moved + 1e-6, f"{which} {name}"
 
 
 def test_pairs_are_shared_out_and_a_lost_shard_is_made_again(tmp_path, teacher):
