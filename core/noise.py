@@ -52,6 +52,11 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed = {seed}: give 0 to {MASK}; no other seed has numbers of its own")
 
 
+def rounded_rate(rate: float) -> float:
+    """The probability that `Noise.kept` really has."""
+    return round(rate * 2**16) / 2**16
+
+
 class Noise:
     """The random numbers of a set of samples.
 
@@ -88,6 +93,13 @@ class Noise:
         """[B] (or [B, count]) float64 in the open interval (0, 1)."""
         u = (self._bits(count or 1, stream, step).double() + 0.5) / 2**32
         return u if count else u[:, 0]
+
+    def kept(self, rate: float, count: int, stream: str, step: int = 0) -> Tensor:
+        """[B, count] bool: False with the probability `rate`, rounded to multiples of 2**-16 as
+        `rounded_rate` says."""
+        words = self._bits(-(-count // 2), stream, step)
+        halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten(1)[:, :count]
+        return halves >= rounded_rate(rate) * 2**16
 
     def integers(self, high: int, stream: str, step: int = 0) -> Tensor:
         """[B] int64, uniform on 0..high - 1 (bias below high / 2**32)."""

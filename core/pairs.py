@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -25,6 +27,7 @@ from core.errors import UserError
 from core.files import check_place, sha256_of, whole_file
 from core.locks import only_one
 from core.noise import Noise
+from core.processes import from_main, gather_in_order, share_of, start_processes, sum_over
 from core.runs import Run
 from core.sampling.sample import grid_of, sample, sampler_of
 from core.setting import Setting
@@ -56,7 +59,8 @@ def generate_pairs(
     batch_size: int = 256,
 ) -> None:
     """Samples `count` images deterministically and stores them with the address of their noise;
-    goes on where it stopped, and makes shards again that are not what was written.
+    goes on where it stopped, and makes shards again that are not what was written. Processes that a
+    launcher started share out each shard, and the main one writes it.
 
     A shard holds x0 (float16, unclamped) [n, C, H, W], label int64 [n], index int64 [n], and of a
     model that reads captions text int64 [n, L], drawn from the captions that it learned from. The
@@ -95,10 +99,13 @@ def generate_pairs(
     grid_of(setting, run.model)  # refused before anything is written
     _check_folder(folder)
     busy = f"another process makes pairs in {folder}: wait for it, or give another out="
-    with only_one(folder, busy):
-        manifest = _begun(folder, recipe)
+    state = start_processes(cpu=run.model.device.type == "cpu")
+    main = state.is_main_process
+    with only_one(folder, busy) if main else nullcontext():
+        manifest = from_main(_begun(folder, recipe) if main else None, state)
         folder.mkdir(parents=True, exist_ok=True)
-        _make_shards(run, folder, setting, manifest, batch_size)
+        _make_shards(run, folder, setting, manifest, batch_size, state)
+        state.wait_for_everyone()
 
 
 def _begun(folder: Path, recipe: PairRecipe) -> Manifest:
@@ -137,23 +144,36 @@ def _is_whole(file: Path, sha256: str) -> bool:
 
 
 def _make_shards(
-    run: Run, folder: Path, setting: Setting, manifest: Manifest, batch_size: int
+    run: Run,
+    folder: Path,
+    setting: Setting,
+    manifest: Manifest,
+    batch_size: int,
+    state: PartialState,
 ) -> None:
     """The shards that the manifest lacks, each followed by a manifest that names it."""
     count, shard, seed = manifest.count, manifest.shard, manifest.seed
     shards, classes, text = -(-count // shard), manifest.num_classes, trained_text(run)
     done = min(len(manifest.shards) * shard, count)
     with tqdm(
-        total=count, initial=done, desc=f"pairs of {run.name}", unit="img", dynamic_ncols=True
+        total=count,
+        initial=done,
+        desc=f"pairs of {run.name}",
+        unit="img",
+        dynamic_ncols=True,
+        disable=not state.is_main_process,
     ) as bar:
         for k in range(shards):
             name = shard_name(k)
             if name in manifest.shards:
                 continue
-            begun, parts, labels, texts = time.perf_counter(), [], [], []
+            begun = time.perf_counter()
             indices = torch.arange(k * shard, min((k + 1) * shard, count))
+            mine = indices[share_of(len(indices), state)]
+            parts, labels = [torch.empty(0, *run.spec.shape).half()], [torch.empty(0).long()]
+            texts = [] if text is None else [text[:0]]
             with count_evals(run.model.network) as counter:
-                for part in indices.split(batch_size):
+                for part in mine.split(batch_size) if len(mine) else ():
                     rng = Noise(seed, part.to(run.model.device))
                     label = rng.integers(classes, "label") if classes else None
                     condition = Condition(label=label)
@@ -164,17 +184,24 @@ def _make_shards(
                     x0 = sample(run.model, setting, rng, condition)
                     parts.append(x0.half().cpu())
                     labels.append(torch.zeros(len(part)).long() if label is None else label.cpu())
-                    bar.update(len(part))
-            shard_of = {"x0": torch.cat(parts), "label": torch.cat(labels), "index": indices}
-            if texts:
+                    bar.update(len(part) * state.num_processes)
+            shard_of = {"x0": torch.cat(parts), "label": torch.cat(labels)}
+            if text is not None:
                 shard_of["text"] = torch.cat(texts)
+            shard_of = {
+                key: gather_in_order(tensor, len(indices), state)
+                for key, tensor in shard_of.items()
+            }
+            (evals,) = sum_over([counter.evals], state)
+            if not state.is_main_process:
+                continue
             with whole_file(folder / name) as partial:
-                save_file(shard_of, partial)
+                save_file({**shard_of, "index": indices}, partial)
                 digest = sha256_of(partial)
             manifest = manifest.model_copy(
                 update={
                     "shards": {**manifest.shards, name: digest},
-                    "evals": manifest.evals + counter.evals,
+                    "evals": manifest.evals + evals,
                     "seconds": manifest.seconds + time.perf_counter() - begun,
                 }
             )

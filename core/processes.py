@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather, reduce
+from accelerate.utils import broadcast_object_list, gather, reduce
 from torch import Tensor, nn
 
 from core.errors import UserError, nearest
+from core.precision import allow_tf32
 
+T = TypeVar("T")
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -28,14 +32,43 @@ def check_device(name: str) -> None:
         count = torch.accelerator.device_count() if here and here.type == kind else 0
     if int(number or 0) >= count:
         raise UserError(f"device '{name}' is not here: cpu always is, and null takes the best one")
+    if not has_float64(torch.device(name)):
+        raise UserError(f"device '{name}' has no float64, which times and noise need: take cpu")
 
 
-def start_processes(cpu: bool = False) -> PartialState:
+def has_float64(device: torch.device) -> bool:
+    """Whether the device computes in float64: Apple's GPUs and some of Intel's do not."""
+    try:
+        return bool(torch.zeros(1, dtype=torch.float64, device=device).eq(0).all())
+    except (TypeError, RuntimeError):
+        return False
+
+
+def _usable_accelerator() -> bool:
+    """Whether there is an accelerator that this program runs on; where one is passed over, a line
+    says why."""
+    if not torch.accelerator.is_available():
+        return False
+    device = torch.accelerator.current_accelerator()
+    if has_float64(device):
+        return True
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(
+            f"device '{device.type}' has no float64, which times and noise need: this runs on the "
+            "processor",
+            file=sys.stderr,
+        )
+    return False
+
+
+def start_processes(cpu: bool = False, tf32: bool = False) -> PartialState:
     """The state that `torchrun` or `accelerate launch` prepared, or a single process without a
     launcher.
 
     Args:
-        cpu: stay on the processor even if there is a GPU; without one, no other choice is made.
+        cpu: stay on the processor even if there is a GPU; without one that has float64, no other
+            choice is made.
+        tf32: let a GPU multiply float32 in TensorFloat-32.
 
     Raises:
         UserError: a launcher started several processes that do not know of each other; each would
@@ -44,7 +77,8 @@ def start_processes(cpu: bool = False) -> PartialState:
     cpu = cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
     # Left to itself, accelerate takes launched processes on a machine without a GPU for so many
     # single ones.
-    cpu = cpu or not torch.accelerator.is_available()
+    cpu = cpu or not _usable_accelerator()
+    allow_tf32(tf32)
     # The timeout is long because the others wait while the main process computes a metric.
     _end_with_launcher()
     state = PartialState(cpu=cpu, timeout=timedelta(hours=24))
@@ -94,6 +128,13 @@ def average_gradients(module: nn.Module) -> None:
         for parameter in module.parameters():
             if parameter.grad is not None:
                 parameter.grad = reduce(parameter.grad, "mean")
+
+
+def from_main(value: T, state: PartialState) -> T:
+    """What the main process has, on all of them; what the others give is dropped."""
+    if state.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
 
 
 def sum_over(values: list[float], state: PartialState) -> list[float]:

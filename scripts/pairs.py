@@ -3,6 +3,7 @@ and for distilling a flow; the same command goes on after an interruption.
 
     python -m scripts.pairs configs/digits/flow_pairs.yaml
     python -m scripts.pairs configs/digits/flow_pairs.yaml run=runs/flow out=runs/more count=50000
+    accelerate launch --num_processes 8 -m scripts.pairs configs/cifar10/flow_pairs.yaml
 
 The keys of the config:
 """
@@ -12,11 +13,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 import lab
 from core.config import parse, read_config
 from core.errors import command_line
+from core.processes import start_processes
 from scripts.keys import keys_of
 from scripts.pairs_config import PairsConfig
 
@@ -35,7 +35,7 @@ def main() -> None:
 
     from core.pairs import generate_pairs
 
-    run = lab.load(config.run, config.weights, "cuda" if torch.cuda.is_available() else "cpu")
+    run = lab.load(config.run, config.weights, start_processes().device)
     recipe = config.model_dump(exclude={"run", "out", "weights"})
     generate_pairs(run, Path(config.out), **recipe)
 

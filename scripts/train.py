@@ -78,7 +78,12 @@ def train(config: RunConfig, cpu: bool = False) -> None:
     from core.training.trainer import Trainer
 
     check_run_folder(config, Path(config.run))  # before anything slow
-    accelerator = Accelerator(cpu=start_processes(cpu).device.type == "cpu")
+    state = start_processes(cpu, config.train.tf32)
+    # What is computed how is this config's alone to say, whatever accelerate's own config asks for:
+    # the rows know nothing of that.
+    accelerator = Accelerator(
+        cpu=state.device.type == "cpu", mixed_precision="no", dynamo_backend="no"
+    )
     cls = method_class(config.method.name)
     method = cls.from_config(
         config.method,

@@ -35,7 +35,9 @@ class BudgetConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """Batches and the seed."""
+    """Batches, the seed and the arithmetic."""
+
+    LATER = ("tf32",)
 
     batch_size: int = Field(default=128, ge=1, le=1_000_000)
     """images per optimiser step, over all processes"""
@@ -43,6 +45,8 @@ class TrainConfig(Strict):
     """micro-batches that a process cuts its share into"""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """seed of initialisation, data order, noise and dropout"""
+    tf32: bool = False
+    """let a GPU multiply float32 in TensorFloat-32, with 10 bits of each factor"""
 
     @model_validator(mode="after")
     def _divides(self) -> TrainConfig:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from core.config import Strict
 from core.model import Model
+from core.networks.dropout import address_dropout
 from core.processes import average_gradients
 from core.training.snapshots import SnapshotConfig, power_averages
 
@@ -98,6 +99,7 @@ class Role:
         self.model, self.wrapped, self.penalised = model, model, penalised
         self.counted = counted
         self.network: nn.Module = model.network if isinstance(model, Model) else model
+        address_dropout(self.network)
         self.frozen = frozenset(frozen) | _staying(self.network)
         self.learns(True)
         self.settings = optimizer

@@ -18,6 +18,8 @@ from core.counting import count_evals
 from core.data import Batch
 from core.errors import UserError
 from core.locks import only_one
+from core.networks.dropout import dropout_of
+from core.noise import Noise
 from core.processes import sum_over
 from core.training.checkpoints import (
     drop_others,
@@ -321,10 +323,12 @@ class Trainer:
         batches: list[Batch] = []
         for k in range(accumulate):
             first = self.images + (k * a.num_processes + a.process_index) * self.micro
-            batch = self.method.source.draw(torch.arange(first, first + self.micro), a.device)
+            positions = torch.arange(first, first + self.micro)
+            batch = self.method.source.draw(positions, a.device)
             self._seed_dropout(first)
             last = k == accumulate - 1
-            with nullcontext() if last else a.no_sync(role.prepared):
+            masks = Noise(self.config.train.seed, positions.to(a.device))
+            with nullcontext() if last else a.no_sync(role.prepared), dropout_of(masks):
                 loss = self.method.loss(name, batch, progress)
                 a.backward(loss.per_sample.mean() / accumulate)
             losses.append(loss)
@@ -343,8 +347,8 @@ class Trainer:
         }
 
     def _seed_dropout(self, position: int) -> None:
-        """Dropout masks, the one thing drawn from PyTorch's global generator, follow from (seed,
-        position) too."""
+        """What still draws from PyTorch's global generator, dropout in a forward of other samples
+        than the batch's, follows from (seed, position) too."""
         digest = hashlib.sha256(f"{self.config.train.seed} {position}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:7], "big"))
 

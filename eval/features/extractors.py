@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.data import ImageData
 from core.errors import UserError, nearest
+from core.precision import exact_float32
 from eval.features.classifiers import CLASSIFIERS, load_classifier, weights_path
 from eval.features.inception import (
     DEFAULT_WEIGHTS,
@@ -51,7 +52,7 @@ class Extractor(ABC):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] -> float32 [N, D] on the CPU, in batches.
+        """uint8 [N, C, H, W] -> float32 [N, D] on the CPU, in batches, never in TensorFloat-32.
 
         Raises:
             UserError: images the extractor does not read.
@@ -59,10 +60,11 @@ class Extractor(ABC):
         if images.dtype != self.reads:
             kinds = {torch.uint8: "images", torch.float32: "points"}
             raise UserError(f"it reads {kinds[self.reads]}, and these are {kinds[images.dtype]}")
-        parts = [
-            self._features(part.to(self.device)).float().cpu()
-            for part in images.split(self.batch_size)
-        ]
+        with exact_float32():
+            parts = [
+                self._features(part.to(self.device)).float().cpu()
+                for part in images.split(self.batch_size)
+            ]
         return torch.cat(parts) if parts else torch.empty(0, self.width)
 
 
@@ -86,7 +88,8 @@ class ClassifierExtractor(Extractor):
     def logits_of(self, features: Tensor) -> Tensor:
         """Features [N, D] -> class logits [N, num_classes], so that no image passes through the
         network twice."""
-        return self.classifier.head_logits(features.to(self.device)).cpu()
+        with exact_float32():
+            return self.classifier.head_logits(features.to(self.device)).cpu()
 
     def logits(self, images: Tensor) -> Tensor:
         """uint8 [N, 1, S, S] -> class logits [N, num_classes]."""

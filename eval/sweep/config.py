@@ -119,6 +119,9 @@ class Measured(Strict):
     compile: bool = False
     """run the networks through torch.compile, which costs a minute at the start and speeds up long
     sweeps; the rows name it with the device, since it changes the last bits"""
+    tf32: bool = False
+    """let a GPU multiply float32 in TensorFloat-32 in the networks that are sampled, never in
+    extractors; the rows name it with the device"""
     cache: Name = "runs/.cache/reference"
     """folder of the reference's features"""
 

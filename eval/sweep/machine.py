@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from core.precision import tf32_allowed
+
 COMMIT = "COMMIT"  # a file in the place of git, which scripts.carry writes
 
 
@@ -38,9 +40,9 @@ def commit() -> str | None:
 
 
 def device_words(device: torch.device) -> str:
-    """For example "NVIDIA A100" or "Intel(R) Xeon(R) ..., 2 threads"."""
+    """For example "NVIDIA A100", "NVIDIA A100, TF32" or "Intel(R) Xeon(R) ..., 2 threads"."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(device) + ", TF32" * tf32_allowed()
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -349,7 +349,7 @@ def run_sweep(config: SweepConfig, load: Load) -> list[Row]:
         UserError: before anything is written, for what can be known before; for NaN images when
             they appear.
     """
-    state = start_processes(cpu=config.device == "cpu")
+    state = start_processes(config.device == "cpu", config.tf32)
     sweep = Sweep(config, state, load)
     with only_writer(sweep.out) if state.is_main_process else nullcontext():
         rows = sweep.run()

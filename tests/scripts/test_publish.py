@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from eval.curves_file import append_row
-from tests.helpers.command_lines import refused, run_script, tree
 from tests.helpers import rows as made
+from tests.helpers.command_lines import refused, run_script, tree
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "results" / "digits"

@@ -204,8 +204,10 @@ def weights_at_start(tmp_path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_accumulation_changes_nothing_but_rounding(tmp_path):
-    train_tiny(tmp_path / "one", images=640)
-    train_tiny(tmp_path / "four", images=640, train={"accumulate": 4})
+    """Dropout included: its masks belong to samples."""
+    network = {"dropout": 0.3}
+    train_tiny(tmp_path / "one", images=640, network=network)
+    train_tiny(tmp_path / "four", images=640, network=network, train={"accumulate": 4})
     start = weights_at_start(tmp_path)
     one, four = weights(tmp_path / "one", "raw"), weights(tmp_path / "four", "raw")
     for name in one:
