@@ -9,7 +9,8 @@ configs/DATASET.
 NAME is a config's file name: a run, stored pairs, or a sweep. A config starts from another one
 where one of its values is what the other makes: `method.teacher: runs/digits/teacher` needs the
 config whose `run` that is. What is there already goes on as it was begun, and is left alone where
-it is finished; the same command goes on after an interruption.
+it is finished; the same command goes on after an interruption. With --all, a run that fails ends
+no other but those that start from it.
 
     RUNS=FOLDER       where runs go, in place of runs/DATASET
     SEEDS=0,1,2       training seeds of what sweeps measure, but for entries that name their own:
@@ -73,7 +74,10 @@ def main() -> None:
             print(f"{step.job.name:<18} {step.state:<6} {command}")
         return
     copy_shipped(steps)
-    run_jobs([step.job for step in steps if step.job.command], a.lanes)
+    jobs = [step.job for step in steps if step.job.command]
+    failed = run_jobs(jobs, a.lanes, keep_going=a.all)
+    if failed:  # each has said why; what is not done is done by the same command
+        raise SystemExit(max(failed.values()))
 
 
 if __name__ == "__main__":
