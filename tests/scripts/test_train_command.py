@@ -82,3 +82,20 @@ def test_a_failing_run_is_a_failing_recipe(tmp_path, configs):
     _, errors = done.communicate(timeout=60)
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
     assert "unknown key 'mistake'" in errors and "flow failed (exit code 2)" in errors
+
+
+def test_a_run_that_fails_does_not_end_the_others_of_all(tmp_path, configs):
+    (configs / "flow_pairs.yaml").unlink()
+    (configs / "reflow.yaml").unlink()
+    absent = tiny_config("runs/tiny/absent") | {"data": {"name": "folder", "root": "/nowhere"}}
+    (configs / "absent.yaml").write_text(yaml.safe_dump(absent))
+    environment = {"RUNS": str(tmp_path / "runs"), "CONFIGS": str(tmp_path / "configs")}
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.recipe", "tiny", "--all"],
+        cwd=ROOT,
+        env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "absent failed (exit code 2)" in done.stderr
+    assert images_of(latest_checkpoint(tmp_path / "runs" / "flow")) == IMAGES
