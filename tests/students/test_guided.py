@@ -147,7 +147,7 @@ def test_a_student_of_a_guided_student_is_told_the_weight_too():
 
 def test_teachers_that_cannot_be_guided_are_refused():
     for changes, words in (
-        ({"num_classes": 0}, "class-conditional"),
+        ({"num_classes": 0}, "told classes or captions"),
         ({"null_trained": False}, "null label"),
     ):
         with pytest.raises(UserError, match=words):

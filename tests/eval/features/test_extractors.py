@@ -32,7 +32,11 @@ def test_shipped_weights_reach_their_stated_accuracy(name):
         pytest.skip(str(error))
     reached = accuracy(classifier, test.images, test.labels)
     assert reached == pytest.approx(float(metadata["test_accuracy"]), abs=2 / len(test))
-    assert reached > {"digits-cnn": 0.97, "fashion-cnn": 0.92}[name]
+    assert reached > {"digits-cnn": 0.97, "fashion-cnn": 0.92, "emoji-cnn": 0.99}[name]
+    for what, _ in CLASSIFIERS[name].attributes:
+        reached = accuracy(classifier, test.images, test.attributes[what].labels, of=what)
+        stated = float(metadata[f"test_accuracy_{what}"])
+        assert reached == pytest.approx(stated, abs=2 / len(test)) and reached > 0.9
     assert weights_path(name).stat().st_size < 500_000
     assert json.loads(metadata["recipe"])["features"] == CLASSIFIERS[name].features
 
