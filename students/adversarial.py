@@ -35,6 +35,8 @@ class AdversarialConfig(AskedTimesConfig):
     steps: Steps = 4
     """times 1, 1 - 1/steps, ... that the student is trained at; it is sampled in so many steps or
     fewer"""
+    first: float | None = Field(default=None, gt=0, le=1)
+    """share of the samples at time 1, the others alike at the other times; null: 1 / steps"""
     features: str = Field(default=TEACHER, min_length=1, max_length=200)
     """what the critic sees: 'teacher', whose encoder is shown noised images; or, shown clean ones,
     an extractor's name, torchvision/NAME or timm/NAME, whose weights must be at hand"""
@@ -63,6 +65,12 @@ class AdversarialDistillation(Method):
     where they are at hand. By default they are those of the teacher's encoder at a random time, of
     images noised to it (Sauer et al. 2024, sec. 3), which needs no second network. What the critic
     saw is in the run and its rows, and a sweep does not measure in it.
+
+    What is made of noised images of the data looks real, so at equal shares over four times the
+    critic has little to tell apart, and the first step stays a blurred mean: `first` gives time 1 a
+    larger share, `t_max` keeps the critic's noise from hiding what it is to see, and the distance
+    to the teacher's guess, itself a mean, is to weigh less against one head than against the
+    paper's many.
 
     Against divergence: hinge losses vanish for what is told apart already, so a critic that is
     ahead stops, and the penalty bounds its slope; the frozen features keep it from fitting single
@@ -119,8 +127,12 @@ class AdversarialDistillation(Method):
 
     def denoise(self, model: Model, batch: Batch, stream: str) -> Tensor:
         """The student's x0 [B, ...] of the batch's images, noised."""
-        rng, N = batch.rng, self.config.steps
-        s = 1 - rng.integers(N, f"{stream}-step").double() / N
+        rng, N, first = batch.rng, self.config.steps, self.config.first
+        step = rng.integers(N, f"{stream}-step")
+        if first is not None and N > 1:
+            later = 1 + rng.integers(N - 1, f"{stream}-later")
+            step = torch.where(rng.uniform(f"{stream}-first") < first, 0, later)
+        s = 1 - step.double() / N
         x_s = model.path.mix(batch.x0, rng.normal(model.spec.shape, stream), s)
         return model.x0(x_s, s, batch.condition)
 

@@ -7,9 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from core.networks.convolutional import ConvolutionalConfig, Encoder
+from baselines.gan import GAN, GANConfig
+from core.condition import UNCONDITIONED
+from core.data import Batch
+from core.networks.convolutional import ConvolutionalConfig, Encoder, GeneratorConfig
+from core.noise import Noise
 from core.training.adversarial import penalised_critic_loss
 from core.training.checkpoints import latest_checkpoint
+from core.training.method import Progress
+from tests.helpers.models import model_of
 from tests.helpers.runs import assert_same_bits, images_of
 from tests.helpers.tiny import train_tiny
 
@@ -108,3 +114,27 @@ def test_price_counts_every_pass(tmp_path):
     critic on the real without gradient 1, generator 3, critic as a way to the generator 2."""
     trainer = train_tiny(tmp_path / "gan", "gan", images=64, **OPTIONS)
     assert trainer.evals == 64 * (1 + 6 + 6 + 1 + 3 + 2)
+
+
+def test_the_critic_sees_augmented_images_only():
+    """With `cutout`, each image that it is shown has a hole, real or made, in both losses; and the
+    generator's gradient is none where the hole is."""
+    torch.manual_seed(0)
+    network = GeneratorConfig(widths=(8,), blocks=1, latent=4)
+    model = model_of(network.build(1, 8, 0), "rectified", "x0", network=network, discrete_steps=1)
+    shown: list[torch.Tensor] = []
+
+    class Spy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            shown.append(x)
+            return x.flatten(1).sum(1, keepdim=True)
+
+    method = GAN(GANConfig(name="gan", augment=("cutout",)), model, Spy(), None)
+    rng = Noise(0, torch.arange(50))
+    batch = Batch(rng.normal((1, 8, 8), "x0"), UNCONDITIONED, rng)
+    for role in ("critic", "student"):
+        method.loss(role, batch, Progress(0, 0, 0.0))
+    assert len(shown) == 4
+    for x in shown:
+        assert ((x == 0).flatten(1).sum(1) >= 4).all()
+    assert not any(torch.equal(a == 0, b == 0) for a in shown[:1] for b in shown[1:])

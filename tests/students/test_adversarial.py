@@ -189,6 +189,17 @@ def test_distillation_is_to_the_teachers_guess_of_the_renoised_image():
     assert torch.allclose(given.double(), wanted, rtol=1e-4)
 
 
+def test_time_one_has_the_share_that_it_is_given(monkeypatch):
+    method, count = adversarial(steps=4, first=0.7), 2000
+    seen: list[Tensor] = []
+    monkeypatch.setattr(Model, "x0", lambda model, x, s, condition: seen.append(s) or x)
+    rng = Noise(0, torch.arange(count))
+    many = Batch(torch.zeros(count, 1, 8, 8), Condition(label=torch.zeros(count).long()), rng)
+    method.denoise(method.student, many, "eps")
+    shares = [float((seen[0] == s).double().mean()) for s in (1.0, 0.75, 0.5, 0.25)]
+    assert shares == pytest.approx([0.7, 0.1, 0.1, 0.1], abs=0.04) and sum(shares) == 1
+
+
 def test_hinge_critic_learns_and_the_teacher_does_not():
     method, b = adversarial(r1=0.1), batch()
     loss = method.loss("critic", b, NOW)
@@ -198,6 +209,42 @@ def test_hinge_critic_learns_and_the_teacher_does_not():
     assert all(p.grad is not None for p in method.roles["critic"].network.parameters())
     assert all(p.grad is None for p in method.helpers["teacher"].parameters())
     assert all(p.grad is None for p in method.student.network.parameters())
+
+
+def test_a_critic_on_a_named_extractor_is_noted_and_not_measured_in(teacher, tmp_path):
+    """It sees clean images, at every level, and the run, its rows and sweeps know which."""
+    options = {"teacher": str(teacher), "features": "digits-cnn"}
+    trainer = train_tiny(tmp_path / "add", "add", method=options, images=64)
+    critic = trainer.method.roles["critic"].network
+    assert len(critic.levels) == 3 and trainer.evals == 64 * (12 + 8)  # as on the teacher's encoder
+    run = lab.load(tmp_path / "add")
+    assert run.critic_features == ("digits-cnn",)
+    with pytest.raises(UserError, match="saw the features of 'digits-cnn'"):
+        lab.evaluate(run, n=20, extractor="digits-cnn")
+    with pytest.raises(UserError, match="unknown features 'digits-cn'"):
+        train_tiny(tmp_path / "x", "add", method={**options, "features": "digits-cn"}, images=64)
+
+
+def test_the_critic_of_several_levels_plays_a_game_on_each():
+    """The loss is the sum over levels of hinges meaned over places, and the penalty that of all."""
+    torch.manual_seed(0)
+    levels = nn.ModuleList([nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 8, 2, stride=2)])
+    seen = type("Seen", (nn.Module,), {"forward": lambda self, x: [net(x) for net in levels]})()
+    critic, b = LevelHeads((4, 8), 3), batch()
+    config = AdversarialConfig(name="add", teacher="x", features="some", r1=0.3)
+    method = AdversarialDistillation(config, small(), critic, None, seen)
+    given = method.loss("critic", b, NOW).per_sample
+    with torch.no_grad():
+        x0 = method.denoise(method.student, b, "critic")
+    label, wanted = b.condition.label, torch.zeros(6)
+    for net, head in zip(levels, critic.levels):
+        real = net(b.x0).detach().requires_grad_(True)
+        high, low = head(real, label), head(net(x0), label)
+        wanted = wanted + (1 - high).clamp(min=0).mean(1) + (1 + low).clamp(min=0).mean(1)
+        (slope,) = torch.autograd.grad(high.sum(), real)
+        wanted = wanted + 0.3 * slope.square().flatten(1).sum(1)
+    assert torch.allclose(given, wanted, rtol=1e-4)
+    assert method.critic_features == ("some",) and method.helpers["features"] is seen
 
 
 # ------------------------------------------------------------------------ GAN post-training
