@@ -169,8 +169,9 @@ def evaluate(
         "guidance_interval": chosen.guidance_interval,
     }
     with tempfile.TemporaryDirectory() as folder:
-        values = {"out": f"{folder}/rows.jsonl", "n": n, "extractor": extractor, "floor": False}
-        return measure(parse(SweepConfig, values | {"entries": [entry]}, "lab.evaluate"))[0]
+        values = {"out": f"{folder}/rows.jsonl", "n": n, "extractor": extractor}
+        values |= {"floor": False, "reconstructions": False, "entries": [entry]}
+        return measure(parse(SweepConfig, values, "lab.evaluate"))[0]
 
 
 def save_grid(images: torch.Tensor, file: str | Path, columns: int = 8) -> None:

@@ -143,6 +143,7 @@ def main() -> None:
             "bootstrap": a.bootstrap,
             "device": a.device,
             "floor": False,
+            "reconstructions": False,
             "entries": [{"run": a.run, "samplers": a.sampler and [a.sampler], "steps": [a.steps]}],
         }
         config = parse(SweepConfig, values, "command line")

@@ -21,6 +21,7 @@ from core.tensors import load_tensors, tensors_sha256, write_tensors
 
 FOLDER = "autoencoder"  # in the folder of a run in latents
 CLASS = "AutoencoderKL"
+MOST_CHANNELS = 4096
 CONFIG = "config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # diffusers' keys, by ours, with the values that diffusers takes where they are missing
@@ -62,15 +63,18 @@ def _network(values: dict, file: Path) -> tuple[AutoencoderKLConfig, int]:
     """
     if values.get("_class_name") != CLASS:
         raise UserError(f"{file}: _class_name is {values.get('_class_name')!r}, and no {CLASS}")
-    levels = len(values.get("block_out_channels") or [64])
+    ours = {name: values.get(theirs, default) for name, (theirs, default) in KEYS.items()}
+    config, channels = parse(AutoencoderKLConfig, ours, str(file)), values.get("in_channels", 3)
+    if type(channels) is not int or not 1 <= channels <= MOST_CHANNELS:
+        raise UserError(f"{file}: in_channels = {channels!r}: a number from 1 to {MOST_CHANNELS}")
+    levels = len(config.widths)
     wanted = FIXED | {name: [block] * levels for name, block in BLOCKS.items()}
-    wanted["out_channels"] = values.get("in_channels", 3)
+    wanted["out_channels"] = channels
     for key, value in wanted.items():
         given = values.get(key, value)
         if (list(given) if isinstance(given, (list, tuple)) else given) != value:
             raise UserError(f"{file}: {key} = {given!r} is not read, only {value!r}")
-    ours = {name: values.get(theirs, default) for name, (theirs, default) in KEYS.items()}
-    return parse(AutoencoderKLConfig, ours, str(file)), int(values.get("in_channels", 3))
+    return config, channels
 
 
 def _codec(network: AutoencoderKL, name: str, scale: float, shift: float, source: str) -> Latents:

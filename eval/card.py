@@ -194,6 +194,7 @@ def sweep_of(
         "bootstrap": row.resamples,
         "seed": row.seed,
         "floor": False,
+        "reconstructions": False,
         "keep_samples": 0,
         "device": device,
         "data": data or card.data,

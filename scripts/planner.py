@@ -215,8 +215,9 @@ class Planner:
             goes_on = _command("run", [str(folder / "config.yaml"), f"run={folder}"])
             return Step(Job(name, () if _is_weights_alone(folder) else goes_on), "there", folder)
         if name == "teacher" and self.shipped and not folder.exists():
-            data = dict(_strings(config.values)).get("data.name", "none")
-            if (self.shipped / data).is_dir():
+            given = dict(_strings(config.values))
+            data = given.get("data.name", "none")
+            if "data.codec" not in given and (self.shipped / data).is_dir():  # of pixels
                 return Step(Job(name, ()), str(self.shipped / data), folder)
         return None
 

@@ -27,6 +27,8 @@ class StudySweep(Sampled, Measured):
     """first images of every row, kept as a picture in the cell's folder"""
     floor: bool = False
     """also measure the other split against the reference, for every cell"""
+    reconstructions: bool = False
+    """also measure the test images as latents give them back, for every cell"""
 
     def changed(self, changes: dict[str, Any], source: str) -> StudySweep:
         """The same with other values of `sweep.KEY`. Raises UserError for impossible ones."""

@@ -112,8 +112,10 @@ class Measured(Strict):
     """keep every point's features in features/ beside `out`, from where later sweeps take them in
     place of sampling"""
     floor: bool = True
-    """also measure the other split against the reference, as it is and, where runs are in the
-    latents of an autoencoder, as it comes back from these"""
+    """also measure the other split against the reference"""
+    reconstructions: bool = True
+    """where runs are in the latents of an autoencoder, also measure the test images as they come
+    back from these"""
     device: str | None = None
     """null: a GPU if there is one"""
     compile: bool = False

@@ -47,11 +47,12 @@ class Point:
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """A row to be: samples (None: the floor's real images) in the eyes of one extractor. draft: the
-    row as far as it is known. codec: what the floor's images go through."""
+    row as far as it is known. real: the images of a floor, and codec what they go through."""
 
     point: Point | None
     extractor: Extractor
     draft: Row
+    real: ImageData | None = None
     codec: Latents | None = None
 
     @property
@@ -104,12 +105,17 @@ def check_features(points: list[Point], extractors: list[Extractor]) -> None:
                     )
 
 
-def check_sizes(data: ImageData, floor_data: ImageData | None) -> None:
+def check_sizes(
+    data: ImageData,
+    floor_data: ImageData | None,
+    use: str = "the floor is measured",
+    mend: str = "floor=false",
+) -> None:
     """Raises UserError where the images are too few for the metrics: those of the reference, or
-    those that the floor is measured with."""
+    those that the floor is measured with. use, mend: the same in words for other such images."""
     for part, words, remedy in (
         (data, "the reference", ""),
-        (floor_data, "which the floor is measured with", ", or set floor=false"),
+        (floor_data, f"which {use} with", f", or set {mend}"),
     ):
         if part is not None and len(part) < SMALLEST:
             raise UserError(
@@ -229,7 +235,7 @@ def floor_measurement(
     other: ImageData,
     codec: Latents | None = None,
 ) -> Measurement:
-    """The row of the `other` split of the data, of at most n images; with `codec` of what that
+    """The row of the split `other` of the data, of at most n images; with `codec` of what that
     makes of them."""
     run, seen = f"{data.name} {other.split}", codec and codec.spec
     sampled = {
@@ -241,7 +247,7 @@ def floor_measurement(
     }
     n, stratified = min(config.n, len(other)), bool(other.num_classes)
     shared = _shared(config, data, extractor, n, 1, stratified)
-    return Measurement(None, extractor, Row(**sampled, **shared), codec)
+    return Measurement(None, extractor, Row(**sampled, **shared), other, codec)
 
 
 def codecs_of(points: list[Point]) -> list[Latents]:

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
+from core.codec import Latents
 from core.data import DataConfig, ImageData
 from core.errors import UserError
 from core.pictures import check_drawable, save_png, scatter, tile
@@ -94,14 +95,24 @@ class Sweep:
             for extractor in self.extractors
         ]
         self.floors = [
-            floor_measurement(config, self.data, extractor, self.floor_data, codec)
+            floor_measurement(config, self.data, extractor, images, codec)
             for extractor in self.extractors
-            for codec in (None, *codecs_of(self.points))
-            if self.floor_data
+            for images, codec in self._real(source)
         ]
         self.sampler = PointSampler(config, self.points, state, self.device)
         self.references: dict[str, Reference] = {}
         self.rows: dict[tuple, Row] = {}
+
+    def _real(self, source: DataConfig) -> list[tuple[ImageData, Latents | None]]:
+        """The real images that are measured, and what they go through before."""
+        found = [(self.floor_data, None)] if self.floor_data else []
+        codecs = codecs_of(self.points) if self.config.reconstructions else []
+        if codecs:
+            known = [data for data in (self.floor_data, self.data) if data and data.split == "test"]
+            test = known[0] if known else source.load("test")
+            check_sizes(self.data, test, "reconstructions are measured", "reconstructions=false")
+            found += [(test, codec) for codec in codecs]
+        return found
 
     def run(self) -> list[Row]:
         """Measures what is not in the curves file yet. Returns the sweep's rows, done before or
@@ -197,15 +208,15 @@ class Sweep:
     def _measure_floor(self, m: Measurement) -> None:
         """The distance between two sets of real images, the best that a sampler can be expected to
         reach at this n; one of them, for samplers in latents, as it comes back from these."""
-        labels, name = self.floor_data.labels, f"{m.extractor.name} {m.draft.method}"
+        labels, name = m.real.labels, f"{m.extractor.name} {m.draft.method}"
         chosen = balanced_choice(labels, m.draft.n)
-        images = self.floor_data.images[chosen]
+        images = m.real.images[chosen]
         if m.codec:
             images = m.codec.decode(m.codec.encode(images.to(self.device))).cpu()
         with shared_extraction(m.extractor, len(chosen), name, self.state) as (extract, _):
             features = extract(images)
         if self.state.is_main_process:
-            strata = labels[chosen] if self.floor_data.num_classes else None
+            strata = labels[chosen] if m.real.num_classes else None
             self._write(m.draft.model_copy(update=self._metrics(m, features, strata)))
 
     def _measure_points(self, tasks: list[Task]) -> None:

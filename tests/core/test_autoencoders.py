@@ -114,6 +114,8 @@ def test_a_pipeline_is_opened_by_its_vae(folder, tmp_path):
         ("scaling_factor", 0, "scale: Input should be greater than 0"),
         ("block_out_channels", [8, 8], "does not fit its config.json"),
         ("in_channels", 4, "out_channels = 3 is not read, only 4"),
+        ("in_channels", "3", "in_channels = '3': a number from 1 to 4096"),
+        ("block_out_channels", 8, "block_out_channels|widths"),
     ],
 )
 def test_a_config_that_ours_has_no_equal_of_is_refused(folder, key, value, words):

@@ -85,6 +85,15 @@ def test_a_teacher_ships_or_is_trained(runs):
     assert teacher[:2] == ("teacher", str(SHIPPED / "fashion_mnist"))  # by the name of its data
 
 
+def test_a_teacher_in_latents_is_trained_after_its_autoencoder(runs):
+    """Though one of pixels ships for these data."""
+    made = plan("digits-latents", ["consistency"], runs)
+    assert [(name, state) for name, state, _ in made] == [
+        ("autoencoder", "new"), ("teacher", "new"), ("consistency", "new"),
+    ]  # fmt: skip
+    assert made[1][2].endswith("run=RUNS/teacher data.codec=RUNS/autoencoder")
+
+
 def test_an_override_that_names_another_teacher_switches_the_need_off(runs):
     (step,) = plan("digits", ["consistency"], runs, "method.teacher=elsewhere")
     assert step[0] == "consistency" and step[2].endswith("method.teacher=elsewhere")

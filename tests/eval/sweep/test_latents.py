@@ -64,6 +64,24 @@ def test_reconstructions_are_measured_once_an_autoencoder(swept):
     assert rows[1].fid > rows[0].fid  # what little training there was left them poor
 
 
+def test_reconstructions_are_of_the_test_images_whatever_the_reference(swept, tmp_path):
+    """Against themselves too; and they can be left out."""
+    given = {"out": tmp_path / "curves.jsonl", "cache": str(swept / "cache"), "reference": "test",
+             "entry": {"samplers": ["ddim"], "steps": [1]}}  # fmt: skip
+    rows = measure(config(swept / "one", floor=False, **given))
+    (row,) = (row for row in rows if row.is_floor)
+    assert row.is_reconstruction and row.reference == "digits test"
+    codec, test = load(swept / "one").model.codec, load_data("digits", "test")
+    chosen = test.images[balanced_choice(test.labels, 30)]
+    extractor = make_extractor("digits-cnn", torch.device("cpu"))
+    given_back = statistics(extractor(codec.decode(codec.encode(chosen))))
+    wanted = frechet_distance(given_back, statistics(extractor(test.images)))
+    assert row.fid == pytest.approx(wanted, rel=1e-4)
+    given["out"] = tmp_path / "none.jsonl"
+    rows = measure(config(swept / "one", floor=False, reconstructions=False, **given))
+    assert not any(row.is_floor for row in rows)
+
+
 def test_reconstructions_are_drawn_beside_the_floor(swept, tmp_path):
     rows = read_rows(swept / "curves.jsonl")
     (group,) = by_protocol(rows)
