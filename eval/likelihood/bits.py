@@ -24,6 +24,7 @@ def dequantised(codec: Codec, stored: Tensor, rng: Noise) -> Tensor:
 def bits_per_dimension(log_density: Tensor, dimensions: int, codec: Codec) -> Tensor:
     """[B]: of dequantised samples, log p in nats of what the network sees. Its mean over dequantised
     images is an upper bound on that of the stored ones, by Jensen's inequality (Theis et al. 2016,
-    eq. 4). Of continuous samples it is minus the log density per coordinate, and may be negative."""
+    eq. 4). Of continuous samples, such as points or latents, it is minus the log density per coordinate of
+    what the network sees, and may be negative."""
     cell = math.log(codec.spacing) if codec.spacing is not None else 0.0
     return -(log_density / dimensions + cell) / math.log(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ class _Measurement:
     def bound(self, images: Tensor, labels: Tensor, rng: Noise) -> dict[str, Tensor]:
         condition = _condition(self.config, self.run, labels)
         bound = variational_bound(self.model, images, self.config.bound, rng, condition)
-        per_bit = images[0].numel() * torch.log(torch.tensor(2.0)).double()
+        per_bit = math.prod(self.model.spec.shape) * torch.log(torch.tensor(2.0)).double()
         parts = zip((BOUND, *PARTS), (bound.total, *bound), strict=True)
         return {name: part.cpu() / per_bit for name, part in parts}
 
