@@ -17,11 +17,18 @@ import torch
 import lab
 from core.config import parse
 from core.errors import UserError, command_line
+from core.files import check_place
+from core.noise import check_seed
 from core.sampling.sample import expected_nfe
 from eval.captions import fidelity, grid, plot, real_row, table, write_rows
 from eval.features.extractors import ClassifierExtractor, make_extractor
 from eval.sweep.config import Sampled
-from scripts.setting_options import add_setting_options, chosen_steps, given_settings
+from scripts.setting_options import (
+    add_setting_options,
+    check_between,
+    chosen_steps,
+    given_settings,
+)
 
 
 @command_line
@@ -42,8 +49,10 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=10, help="captions of the grid")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     a = parser.parse_args()
-    if a.n < 4 or a.lines < 1:
-        raise UserError("--n must be at least 4, and --lines at least 1")
+    check_between("--n", a.n, 4)
+    check_between("--lines", a.lines, 1, 1000)
+    check_seed(a.seed)
+    check_place(a.out, folder=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = lab.load(a.run, a.weights, device, chosen_steps(a))
     if run.data is None:

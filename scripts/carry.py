@@ -7,7 +7,7 @@
 
 `out` packs the commit that is checked out, data, runs and wheels. Scripts install from those wheels
 where they find them, and rows name that commit, though there is no git. `in` puts files where they
-were there, under this repository, and replaces none that differs."""
+were there, in runs, results or data of this repository, and replaces none that differs."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from scripts.wheels import download
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "fast-sampling-lab"
+BROUGHT = ("runs", "results", "data")  # no code comes back, nor what git or Python would run
 PLATFORMS = "manylinux_2_28_x86_64,manylinux2014_x86_64"
 
 
@@ -87,6 +88,16 @@ def files_under(paths: Iterable[Path], root: Path) -> list[Path]:
             raise UserError(f"{link} is a link: put the file there")
         found += files
     return found
+
+
+def check_brought(names: Iterable[PurePosixPath], archive: Path) -> None:
+    """Raises UserError for a name in none of the folders that results are in."""
+    for name in names:
+        if name.parts[0] not in BROUGHT or len(name.parts) < 2:
+            raise UserError(
+                f"{archive}: {name} is in none of {', '.join(BROUGHT)}, and nothing else comes back: "
+                "put it there first"
+            )
 
 
 def lines_without(requirements: bytes, without: Iterable[str]) -> bytes:
@@ -157,6 +168,8 @@ def out(options: argparse.Namespace) -> None:
 def back(options: argparse.Namespace) -> None:
     """Packs what came out, with the commit that it came from."""
     files = files_under(options.paths, ROOT)
+    names = (PurePosixPath(file.relative_to(ROOT).as_posix()) for file in files)
+    check_brought(names, options.archive)
     content = ((f.relative_to(ROOT).as_posix(), f.read_bytes(), 0o644) for f in files)
     write(options.archive, content, len(files), options.limit)
 
@@ -176,6 +189,8 @@ def bring_in(options: argparse.Namespace) -> None:
         found = files_under([source], Path(scratch)) if source.is_dir() else []
         if not found:
             raise UserError(f"{options.archive} holds no folder {NAME}")
+        names = (PurePosixPath(file.relative_to(source).as_posix()) for file in found)
+        check_brought(names, options.archive)
         places = {file: ROOT / file.relative_to(source) for file in found}
         for file, place in places.items():
             if place.exists() and (place.is_dir() or sha256_of(place) != sha256_of(file)):

@@ -21,9 +21,11 @@ import yaml
 from core.config import read_config
 from core.errors import UserError, command_line
 from core.files import read_json, whole_folder, write_text
+from core.model import ModelSpec
 from core.runs import NotARun, post_hoc
-from core.training.checkpoints import latest_checkpoint, write_checksums
+from core.training.checkpoints import read_newest, write_checksums
 from core.training.origin import read_price
+from core.training.snapshots import Synthesis
 from core.weights import read_spec, save_weights
 from scripts.setting_options import numbers
 
@@ -35,19 +37,23 @@ def write_average(run: Path, half_life: float, out: Path) -> tuple[float, float]
     Raises:
         UserError: see core.runs.post_hoc; or there is no run, or something else is at `out`.
     """
-    checkpoint = latest_checkpoint(run)
-    if not (run / "config.yaml").is_file() or checkpoint is None:
-        raise NotARun(f"{run} is no run with a checkpoint: train it first")
     if out.exists():
         raise UserError(f"{out} exists: give another --out")
-    made = post_hoc(run, checkpoint, half_life)
-    read_price(checkpoint)  # its mistakes are named where they are
-    price = read_json(checkpoint / "price.json", "copy it again from where it is whole")
+
+    def read(checkpoint: Path) -> tuple[str, Synthesis, dict, ModelSpec]:
+        made = post_hoc(run, checkpoint, half_life)
+        read_price(checkpoint)  # its mistakes are named where they are
+        price = read_json(checkpoint / "price.json", "copy it again from where it is whole")
+        return checkpoint.name, made, price, read_spec(checkpoint / "ema.safetensors")
+
+    found = read_newest(run, read) if (run / "config.yaml").is_file() else None
+    if found is None:
+        raise NotARun(f"{run} is no run with a checkpoint: train it first")
+    name, made, price, spec = found
     config = read_config(run / "config.yaml") | {"run": str(out)}
     with whole_folder(out) as partial:
-        folder = partial / "checkpoints" / checkpoint.name
+        folder = partial / "checkpoints" / name
         folder.mkdir(parents=True)
-        spec = read_spec(checkpoint / "ema.safetensors")
         save_weights(folder / "ema.safetensors", made.state, spec)
         write_text(
             folder / "price.json", json.dumps(price | {"half_life": made.half_life}, indent=1)

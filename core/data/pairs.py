@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from core.condition import Condition
@@ -45,8 +46,8 @@ class Manifest(PairRecipe):
     """A recipe with the shards done so far: file name -> sha256, and what they cost."""
 
     shards: dict[str, str] = {}
-    evals: float = 0.0
-    seconds: float = 0.0
+    evals: float = Field(default=0.0, ge=0)
+    seconds: float = Field(default=0.0, ge=0)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,10 +99,14 @@ def save_checkpoint(
 
 
 def drop_others(checkpoint: Path) -> None:
-    """Removes all checkpoints but this one."""
+    """Removes all checkpoints but this one. What cannot be removed, such as a file that is being
+    read on a network's disk, goes with the next one: training does not end for it."""
     for old in _checkpoints(checkpoint.parent):
         if old != checkpoint:
-            shutil.rmtree(old)
+            try:
+                shutil.rmtree(old)
+            except OSError as error:
+                print(f"warning: {old} stays for now: {reason(error)}", file=sys.stderr, flush=True)
 
 
 def keep_for_steps(run: Path, checkpoint: Path, steps: int) -> None:

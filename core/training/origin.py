@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ConfigDict, FiniteFloat
+from pydantic import ConfigDict, Field, FiniteFloat
 
 from core.config import Strict, parse, read_config
 from core.data import DataConfig
@@ -48,13 +48,13 @@ def read_origin(folder: Path) -> RunOrigin:
 class Price(_Part):
     """What training has cost by a checkpoint, and whose it is: price.json."""
 
-    images: int
-    evals: FiniteFloat
-    seconds: FiniteFloat
+    images: int = Field(ge=0)
+    evals: FiniteFloat = Field(ge=0)
+    seconds: FiniteFloat = Field(ge=0)
     teacher: str | None = None
     config_sha256: str
-    processes: int = 1
-    half_life: FiniteFloat | None = None
+    processes: int = Field(default=1, ge=1)
+    half_life: FiniteFloat | None = Field(default=None, ge=0)
     critic_features: tuple[str, ...] = ()
 
 

@@ -14,7 +14,7 @@ from eval.likelihood.flow import Integration
 class LikelihoodConfig(Strict):
     """The keys of a measurement; what is left out is as it stands here."""
 
-    out: str
+    out: str = Field(min_length=1)
     """folder for rows, values of single images, table and picture"""
     n: int = Field(default=256, ge=2, le=1_000_000)
     """images of each set, its first ones"""

@@ -14,7 +14,7 @@ from core.condition import UNCONDITIONED, Condition
 from core.config import Strict
 from core.data.dataset import ImageData
 from core.errors import UserError
-from core.files import write_text
+from core.files import check_place, write_text
 from core.noise import Noise
 from core.runs import Run
 from core.setting import Setting
@@ -96,7 +96,13 @@ def check(config: LikelihoodConfig, run: Run) -> ImageData:
         )
     if config.outliers and config.label == "own" and run.spec.num_classes:
         raise UserError("outliers=true with label=own: strangers have no class; give label=null")
-    return run.data.load(config.split)
+    data = run.data.load(config.split)
+    if len(data) < 2:
+        raise UserError(
+            f"data '{data.name}': its {data.split} split is too small: {len(data)} images, and an "
+            "error bar needs at least 2: add images, or give split=train"
+        )
+    return data
 
 
 class _Measurement:
@@ -169,6 +175,11 @@ class _Measurement:
         }
 
     def row(self, quantity: str, name: str, kind: str, values: Tensor, cost: Values) -> Measured:
+        if not bool(torch.isfinite(values).all()):
+            raise UserError(
+                f"{self.run.folder}: the {quantity} of {name} images is NaN or infinite; the weights "
+                "have diverged, or the integration has: give a smaller density.tolerance"
+            )
         trace = cost.tensors.get("trace")
         known = trace is not None and bool(torch.isfinite(trace).all())
         return Measured(
@@ -238,8 +249,10 @@ def measure(config: LikelihoodConfig, run: Run) -> list[Scored]:
     folder `values` of `out`, rows in likelihood.jsonl, which is written anew.
 
     Raises:
-        UserError: the run has no density, or run and config do not go together.
+        UserError: the run has no density, run and config do not go together, or what is measured
+            is not finite.
     """
+    check_place(Path(config.out), folder=True)
     found = _Measurement(config, run).all()
     lines = [json.dumps(scored.row.model_dump(), allow_nan=False) for scored in found]
     write_text(Path(config.out) / "likelihood.jsonl", "\n".join(lines) + "\n")

@@ -79,7 +79,13 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--times", type=int, required=True, help="kills of each thing in --what")
+    parser.add_argument(
+        "--times",
+        type=int,
+        required=True,
+        help="kills of each thing in --what, shared among its subjects, of which those "
+        "of methods that had none yet come first",
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--what", default=",".join(KINDS), help="default: %(default)s")
     parser.add_argument("--short", action="store_true", help="two methods, and what they need")
@@ -95,10 +101,10 @@ def main() -> None:
         subjects = prepared(folder, kinds, a.short)
         for kind in kinds:
             mine = [subject for subject in subjects if subject.kind == kind]
-            for number, subject in enumerate(mine):
-                kills = a.times * (number + 1) // len(mine) - a.times * number // len(mine)
-                if not kills:
-                    continue
+            if spared := [subject.name for subject in mine[a.times :]]:
+                print(f"{kind}: too few --times for a kill of {', '.join(spared)}", flush=True)
+            for number, subject in enumerate(mine[: a.times]):
+                kills = a.times // len(mine) + (number < a.times % len(mine))
                 alone, killed = (folder / f"{kind}-{number}" / n for n in ("alone", "killed"))
                 alone.parent.mkdir()
                 if kind == "two":

@@ -10,7 +10,7 @@ import yaml
 
 import lab
 from scripts.planner import Config, Planner
-from tests.helpers.shrunken import small_planner
+from tests.helpers.shrunken import configs_of_methods, small_planner
 from tests.helpers.study import write_study
 from tests.kill.victims import run
 
@@ -84,8 +84,9 @@ def prepared(folder: Path, kinds: list[str], short: bool) -> list[Subject]:
     method that regresses, the first that plays a game, and what these need."""
     planner = small_planner(folder)
     runs = [name for name, c in planner.configs.items() if c.kind == "run"]
-    methods = {planner.configs[name].values["method"]["name"] for name in runs}
-    assert methods == lab.METHODS.keys(), "a method without a config, or the reverse"
+    first = configs_of_methods(planner)
+    assert first.keys() == lab.METHODS.keys(), "a method without a config, or the reverse"
+    runs = [*first.values(), *(name for name in runs if name not in first.values())]
     if short:
         runs = _short(planner, runs)
     wanted = runs if {"train", "two", "sweep", "plot", "report"} & set(kinds) else []

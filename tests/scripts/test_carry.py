@@ -129,6 +129,24 @@ def test_names_that_lead_elsewhere_are_refused(clone, tmp_path, monkeypatch, nam
     assert sorted(tmp_path.rglob("*")) == before and not Path("/tmp/evil.txt").exists()
 
 
+@pytest.mark.parametrize(
+    "name", [".git/hooks/post-checkout", "yaml.py", "scripts/new.py", "results", "sitecustomize.py"]
+)
+def test_no_code_comes_back(clone, tmp_path, monkeypatch, name):
+    """What git, or the next command's Python, would run: nothing of the archive is put anywhere."""
+    with tarfile.open(tmp_path / "home.tar.gz", "w:gz") as packed:
+        for member in ("runs/a/row.txt", name):
+            info = tarfile.TarInfo(f"{carry.NAME}/{member}")
+            info.size = 4
+            packed.addfile(info, io.BytesIO(b"evil"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"none of runs, results, data|no folder|not an archive"):
+        run(monkeypatch, "in", tmp_path / "home.tar.gz")
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UserError, match="in none of runs, results, data"):
+        run(monkeypatch, "back", tmp_path / "a.tar.gz", "requirements.txt")
+
+
 def test_wheels_are_those_that_something_here_needs():
     """By hand: b comes with a; torch is there, so that its own needs stay behind; d is for another
     system."""

@@ -90,6 +90,8 @@ def test_shards_run_no_code(folder, kind):
         ({"count": -1}, "count and shard must be at least 1"),
         ({"seed": 2**70}, "seed: the number is too large"),
         ({"guidance_scale": float("nan")}, "guidance_scale: must be a finite number"),
+        ({"evals": -1.0}, "evals: Input should be greater than or equal to 0"),
+        ({"seconds": float("inf")}, "seconds: must be a finite number"),
         ({"another": 1}, "unknown key 'another'"),
     ],
 )

@@ -195,6 +195,9 @@ def test_mistakes_of_the_command(tmp_path):
     train_tiny(tmp_path / "run", images=64)
     assert "no snapshots" in refused(tmp_path, "ema", str(tmp_path / "run"), "--half-life", "20")
     assert "no run with a checkpoint" in refused(tmp_path, "ema", "nowhere", "--half-life", "20")
+    for wrong in ("nan", "-1", "0", "x", "1e400", ""):
+        line = refused(tmp_path, "ema", str(tmp_path / "run"), f"--half-life={wrong}")
+        assert "half-life" in line or "no snapshots" in line
     assert "for 2 half-lives" in refused(
         tmp_path, "ema", str(tmp_path / "run"), "--half-life", "20,30", "--out", "x"
     )

@@ -54,6 +54,8 @@ def edit(file, **changes):
         ("price.json", "[" * 100_000, "is not valid JSON"),
         ("price.json", "[]", "price.json: config: Input should be an object"),
         ("price.json", '{"images": "many"}', "images: Input should be a valid integer"),
+        ("price.json", '{"images": -1, "evals": 1, "seconds": 1, "config_sha256": ""}', "images: "),
+        ("price.json", '{"images": 1, "evals": -1, "seconds": 1, "config_sha256": ""}', "evals: "),
         ("checksums.json", "[]", "holds no checksums"),
         ("checksums.json", "{", "is not valid JSON"),
         ("checksums.json", "{}", "was changed since it was written"),

@@ -17,6 +17,8 @@ from eval.likelihood.config import LikelihoodConfig
 from eval.likelihood.flow import Integration, log_density
 from eval.likelihood.measure import BACK, BOUND, ERROR, FLOW, NORM, USUAL, measure
 from tests.helpers.command_lines import run_script
+from tests.helpers.pictures import save
+from tests.helpers.runs import diverge
 from tests.helpers.tiny import train_tiny
 
 FAST = {"density": {"tolerance": 0.05}, "bound": {"steps": 20, "times": 3}, "batch_size": 8}
@@ -121,3 +123,30 @@ def test_a_null_label_that_was_never_trained_is_refused(tmp_path):
         measure(config(tmp_path / "out"), run)
     found = measure(config(tmp_path / "out", label="own", bound=None, n=4), run)
     assert found[0].row.protocol["label"] == "own"
+
+
+def test_weights_that_have_diverged_are_refused_and_no_row_is_written(tmp_path):
+    train_tiny(tmp_path / "teacher", images=64, method={"label_dropout": 0.1})
+    diverge(tmp_path / "teacher")
+    for changes in ({"bound": None}, {}):
+        with pytest.raises(UserError, match="have diverged"):
+            measure(config(tmp_path / "out", **changes), lab.load(tmp_path / "teacher"))
+    assert not (tmp_path / "out" / "likelihood.jsonl").exists()
+
+
+def test_places_are_tried_before_the_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "log_density", None)
+    monkeypatch.setattr(measuring, "variational_bound", None)
+    (tmp_path / "file").write_text("kept")
+    for place in (tmp_path / "file", "/proc/nothing", "/dev/null"):
+        with pytest.raises(UserError, match="could not be written|is no folder"):
+            measure(config(place), run)
+
+
+def test_a_split_of_one_image_has_no_error_bar(tmp_path):
+    for i in range(10):
+        save(tmp_path / "images" / f"{i}.png", 20 * i)
+    data = {"name": "folder", "root": str(tmp_path / "images"), "side": 8}
+    train_tiny(tmp_path / "teacher", images=64, data=data)
+    with pytest.raises(UserError, match="its test split is too small: 1 images"):
+        measure(config(tmp_path / "out"), lab.load(tmp_path / "teacher"))
