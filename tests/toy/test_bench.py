@@ -66,7 +66,6 @@ def test_points_go_through_the_sweep_and_are_drawn(tmp_path):
         assert picture.size == (160, 160)
 
 
-@pytest.mark.xfail(strict=True, reason="the methods since 2023 have no configs of the bench yet")
 def test_every_method_is_on_the_bench(tmp_path):
     assert configs_of_methods(_bench(tmp_path)).keys() == lab.METHODS.keys()
 
