@@ -64,8 +64,7 @@ class SCMConfig(MethodConfig):
     derivative: Derivative = "forward"
     """of the network along the way: forward-mode, or a central difference of two evaluations"""
     step: float = Field(default=1e-3, ge=1e-6, le=0.25)
-    """of the difference, in t; a network with model.network.time_scale=1000 needs about 0.02, since
-    its derivative is that of a rough function"""
+    """of the difference, in t"""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """of a student that starts from a run; from scratch model.network.dropout holds"""
     time_scale: float | None = Field(default=1.0, gt=0, le=1e6)

@@ -21,7 +21,9 @@ from core.sampling.sample import sample
 from core.setting import Setting
 from core.training.derivatives import jvp
 from core.training.method import Progress, noise_of
+from flows.flow_map import adaptive
 from flows.meanflow import MeanFlow, MeanFlowConfig
+from flows.rectified import RectifiedFlow, RectifiedFlowConfig
 from teachers.exact import gaussian_flow
 from tests.helpers.fit import fit, gaussian_batch, loss_of
 from tests.helpers.flow_maps import (
@@ -55,6 +57,64 @@ def test_identity_holds_on_the_exact_flow(backend):
     _, slope = jvp(model, x, t, s, v, backend=backend)
     rough = 1e-10 if backend == "forward" else 1e-3
     torch.testing.assert_close(v - expand(t - s, x) * slope, u, rtol=rough, atol=rough)
+
+
+class AtEqualTimes(nn.Module):
+    """A network of two times, asked for the velocity."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
+        return self.network(x, t, torch.zeros_like(t))
+
+
+def test_without_jumps_and_weight_it_is_rectified_flow():
+    """With s = t always, and the squared error, loss and gradient are those of rectified flow (its
+    mean over the image is here a sum) at the same times: the later of two draws."""
+    torch.manual_seed(0)
+    network = AffineInXOfTwoTimes()
+    given = {"unequal": 0.0, "power": 0.0, "time": TimeConfig()}
+    maps, batch = method(network, **given), gaussian_batch(64)
+    t, s = maps.sample_times(batch.rng)
+    assert torch.equal(t, s) and 0.6 < float(t.mean()) < 0.73  # of two uniform ones: 2 / 3
+    flow = RectifiedFlow(
+        RectifiedFlowConfig(name="rectified-flow"),
+        model_of(AtEqualTimes(network), "rectified", "u", side=SHAPE[-1]),
+        None,
+    )
+    flow.sample_time = lambda rng: t
+    found = []
+    for one, scale in ((maps, 1.0), (flow, float(math.prod(SHAPE)))):
+        loss = scale * one.loss("student", batch, Progress(0, 0, 0.0)).per_sample
+        found.append((loss.detach(), torch.autograd.grad(loss.mean(), network.parameters())))
+    (loss, gradient), (known, theirs) = found
+    torch.testing.assert_close(loss, known)
+    torch.testing.assert_close(gradient, theirs)
+
+
+def test_the_adaptive_weight_moves_the_velocity_off_its_mean():
+    """Of two possible velocities 0 and 1, with probabilities 0.7 and 0.3, the squared error's
+    minimum is their mean, and that of the weight with p = 1 near the likelier one: in few dimensions
+    it is another model that is learned. In many, where all errors are of one size, it is the mean
+    again."""
+
+    def minimum(power: float, dimensions: int) -> float:
+        spread = torch.randn(1000, dimensions, generator=torch.Generator().manual_seed(0)).double()
+        v = 3 * spread / dimensions**0.5  # what does not help to tell them apart
+        v[:, 0] = (torch.arange(1000) % 10 < 3).double()
+        at = torch.zeros(dimensions).double().requires_grad_(True)
+        for i in range(500):
+            loss = adaptive((at - v).square().sum(1), power, 1e-3).mean()
+            (slope,) = torch.autograd.grad(loss, at)
+            with torch.no_grad():
+                at -= (0.1 if power == 0 else 0.02 * (1 - i / 500)) * slope
+        return float(at[0])
+
+    assert minimum(0.0, 1) == pytest.approx(0.3, abs=1e-3)
+    assert abs(minimum(1.0, 1)) < 0.02
+    assert minimum(1.0, 64) == pytest.approx(0.3, abs=0.03)
 
 
 def test_the_map_of_the_exact_mean_velocity_is_the_flow_map():

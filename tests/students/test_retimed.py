@@ -102,28 +102,41 @@ def learned(method: Method, steps: int, lr: float) -> Model:
     return role.model.with_network(role.average().eval())
 
 
+CASES = [  # the scale of the teacher, that of the student, and the error at t = 1: least, most
+    (1000.0, None, 0.5, 9.0),  # 0.89
+    (10.0, None, 0.3, 9.0),  # 0.56
+    (1.0, None, 0.0, 0.1),  # 0.053
+    (1000.0, 1.0, 0.0, 0.1),  # 0.047, by central differences and 600 steps
+]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_continuous_time_needs_times_at_scale_1():
-    """sCD with an exact teacher, from a perceptron that learned its denoiser at scale 1000: the
-    root mean square error of the learned map from the exact one at t = 1, where data have 1."""
+@pytest.mark.parametrize(("taught", "told", "least", "most"), CASES)
+def test_continuous_time_needs_times_at_scale_1(taught, told, least, most):
+    """sCD with an exact teacher, from a perceptron that learned its denoiser at scale `taught`: the
+    root mean square error of the learned map from the exact one, where data have 1."""
     data, path = eight_gaussians(), make_path("vp-cosine")
     means = data.means[:, :, None, None]
     exact = mixture_model(path, means, torch.full((8,), data.std), torch.ones(8))
     torch.manual_seed(0)
-    first = spec_of(MLPConfig(width=64), codec="identity").build()
+    first = spec_of(MLPConfig(width=64, time_scale=taught), codec="identity").build()
     first = learned(DDPM(DDPMConfig(name="ddpm"), first, None), 1500, 2e-3)
-    noise = torch.randn(1000, 2, 1, 1, generator=torch.Generator().manual_seed(7)).double()
-    grid, known = torch.linspace(1, 0, 65).double().expand(1000, -1), noise
-    for i in range(64):
-        known = ode_step(exact, "heun", known, grid[:, i], grid[:, i + 1], UNCONDITIONED)
-    found = []
-    for scale in (None, 1.0):
-        start = first if scale is None else retimed(first, scale)
-        config = SCMConfig(name="scm", teacher="exact", warmup=102_400)
-        student = learned(SCM(config, consistency_copy(start, 0.0), exact, None), 800, 1e-3)
+    start = first if told is None else retimed(first, told)
+    config = SCMConfig(name="scm", teacher="exact", warmup=102_400)
+    student = learned(SCM(config, consistency_copy(start, 0.0), exact, None), 800, 1e-3)
+    generator, found = torch.Generator().manual_seed(7), []
+    x0 = data.draw(1000, generator)[0].view(-1, 2, 1, 1)
+    noise = torch.randn(x0.shape, dtype=torch.float64, generator=generator)
+    for time in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0):
+        t = torch.full((1000,), time, dtype=torch.float64)
+        x = known = path.mix(x0, noise, t)
+        for i in range(64):
+            known = ode_step(
+                exact, "heun", known, t * (1 - i / 64), t * (63 - i) / 64, UNCONDITIONED
+            )
         with torch.no_grad():
-            ends = student.x0(noise.float(), torch.ones(1000).double()).double()
-        found.append(float((ends - known).square().mean().sqrt()))
-    assert found[0] > 0.3, found
-    assert found[1] < 0.15, found
+            error = (student.x0(x.float(), t).double() - known).square().mean().sqrt()
+        found.append(round(float(error), 3))
+    print(taught, told, found)
+    assert least < found[-1] < most, found

@@ -66,19 +66,24 @@ def test_points_go_through_the_sweep_and_are_drawn(tmp_path):
         assert picture.size == (160, 160)
 
 
-@pytest.mark.xfail(strict=True, reason="the methods since 2023 have no configs of the bench yet")
 def test_every_method_is_on_the_bench(tmp_path):
-    assert configs_of_methods(_bench(tmp_path)).keys() == lab.METHODS.keys()
+    """But the autoencoder, which makes small latents of images: points are small already."""
+    known = lab.METHODS.keys() - {"autoencoder"}
+    assert configs_of_methods(_bench(tmp_path)).keys() == known
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_method_is_measured_by_both_distances(bench):
     rows = read_measured(bench / "runs" / "curves.jsonl")
+    guided = read_measured(bench / "runs" / "curves-guided.jsonl")
+    assert {row.run for row in guided if not row.is_floor} == {"teacher-guided", "guided"}
+    assert all(math.isfinite(row.fid) for row in guided)
     runs = {p.parent.name for p in (bench / "runs").glob("*/config.yaml")}
     for metric in ("SW2", "KL"):
         of_metric = [row for row in rows if row.metric == metric]
-        assert {row.run for row in of_metric if not row.is_floor} == runs
+        measured = {row.run for row in of_metric if not row.is_floor}
+        assert measured == runs - {"teacher-guided", "guided"}
         assert sum(row.is_floor for row in of_metric) == 1
         assert all(row.fid >= 0 and math.isfinite(row.fid) for row in of_metric)
         assert all(row.fid_std and row.kid is None for row in of_metric if not row.is_floor)

@@ -38,6 +38,17 @@ def test_each_input_counts_and_samples_do_not_mix():
     torch.testing.assert_close(net(x, t, r), net(x, t, r, torch.full((4,), 3)))
 
 
+def test_the_weight_of_guidance_counts_and_nothing_said_is_1():
+    net = randomised(MLPConfig(width=16, blocks=2, guidance=(1, 4)).build(2, 1, 3))
+    x, t, label = torch.randn(3, 2, 1, 1), torch.rand(3), torch.tensor([0, 1, 2])
+    out = net(x, t, None, label, torch.tensor([1.0, 2.0, 3.0]))
+    off = net(x, t, None, label)
+    torch.testing.assert_close(out[:1], off[:1])
+    assert (out[1:] - off[1:]).abs().flatten(1).amax(1).min() > 1e-3
+    with pytest.raises(ValueError, match="guidance"):
+        randomised(MLPConfig(width=16).build(2, 1, 3))(x, t, None, label, t)
+
+
 def test_it_starts_at_zero_and_refuses_what_it_was_not_built_for():
     net = MLPConfig(width=16).build(2, 1, 0)
     x, t = torch.randn(3, 2, 1, 1), torch.rand(3)
