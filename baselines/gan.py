@@ -20,6 +20,8 @@ from core.training.roles import OptimizerConfig, Role
 class GANConfig(MethodConfig):
     """The keys of the GAN; the generator's are model.network and optimizer."""
 
+    LATER = ("augment",)
+
     critic: ConvolutionalConfig = ConvolutionalConfig()
     """the critic's size"""
     critic_lr: float = Field(default=2e-4, gt=0, le=1e30)

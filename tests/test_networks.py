@@ -12,7 +12,7 @@ from tests.helpers.laboratory import Laboratory
 from tests.helpers.runs import weights
 
 SIZES = {"name": "dit", "width": 16, "depth": 2, "heads": 2, "patch": 2}
-OTHERS = ("ppca", "vae", "gan")  # networks of their own kind
+OTHERS = ("ppca", "vae", "gan", "autoencoder")  # networks of their own kind
 
 
 def transformer(network: dict) -> dict:

@@ -24,7 +24,7 @@ PUBLISHED = sorted((ROOT / "results").rglob("curves.jsonl"))
 LINES = [line for file in PUBLISHED for line in file.read_bytes().splitlines()]
 RENAMED = {"jump": "consistency", "sde": "euler-maruyama"}
 NEW = (
-    "options", "sets", "resamples", "train_seed", "ema_half_life", "critic_features",
+    "options", "sets", "resamples", "train_seed", "ema_half_life", "critic_features", "codec",
     "guidance_interval",
 )  # fmt: skip
 SAMPLED = next(json.loads(line) for line in LINES if json.loads(line)["sampler"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -181,7 +182,11 @@ def test_rows_name_the_commit_of_the_file(tmp_path):
     (tmp_path / "COMMIT").write_text("c0ffee\n")
     code = "import runpy; print(runpy.run_path('eval/sweep/machine.py')['commit']())"
     said = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert said.stdout.strip() == "c0ffee"
 

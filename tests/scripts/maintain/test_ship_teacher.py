@@ -129,7 +129,9 @@ def test_recipes_start_from_the_shipped_teacher(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
     trained = []
-    monkeypatch.setattr("scripts.lanes.run_jobs", lambda jobs, lanes: trained.extend(jobs))
+    monkeypatch.setattr(
+        "scripts.lanes.run_jobs", lambda jobs, lanes, **_: trained.extend(jobs) or {}
+    )
     code, errors = run_script("recipe", "digits", "consistency")
     assert code == 0 and "starting from the shipped teacher" in errors
     copied, shipped = tmp_path / "runs" / "teacher", ROOT / "teachers" / "shipped" / "digits"
