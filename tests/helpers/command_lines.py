@@ -7,13 +7,15 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 600.0  # seconds for what another process does; a quiet machine needs a few
 
 
 def run_script(name: str, *arguments: str) -> tuple[int, str]:
@@ -55,6 +57,16 @@ def run_process(name: str, *arguments: str, **options) -> subprocess.CompletedPr
     return subprocess.run(
         command, **{"cwd": ROOT, "env": environment, "stdout": -1, "stderr": -1} | options
     )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    """Returns when the condition holds; fails where it does not in PATIENCE, or `process` has ended
+    before."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from lab import measure
 from scripts.ablate import read_plan
 from scripts.ablate_plan import plan_words
 from scripts.lanes import Job
-from tests.helpers.command_lines import ROOT, refused, run_process, run_script, tree
+from tests.helpers.command_lines import ROOT, refused, run_process, run_script, tree, wait_for
 from tests.helpers.runs import assert_same_bits
 from tests.helpers.small_sweep import MACHINE, config
 from tests.helpers.study import in_this_process, run_here, write_study
@@ -338,17 +337,12 @@ def test_a_cell_ends_when_the_study_is_gone(tmp_path):
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     runs = tmp_path / "runs" / "ablations"
-    end = time.monotonic() + 120
-    while not list(runs.glob("ddpm-*/checkpoints/*/price.json")):
-        assert time.monotonic() < end and study.poll() is None
-        time.sleep(0.1)
+    wait_for(lambda: list(runs.glob("ddpm-*/checkpoints/[0-9]*/price.json")), study)
     (cell,) = children_of(study.pid)
     study.kill()
     study.wait()
     try:
-        while Path(f"/proc/{cell}").exists():
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_for(lambda: not Path(f"/proc/{cell}").exists())
     finally:
         if Path(f"/proc/{cell}").exists():
             os.kill(cell, signal.SIGKILL)

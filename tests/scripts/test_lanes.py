@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts.lanes import Job, cores, run_jobs
-from tests.helpers.command_lines import ROOT
+from tests.helpers.command_lines import PATIENCE, ROOT, wait_for
 
 NOTE = """
 import os, sys, time
@@ -132,14 +132,11 @@ def test_an_interruption_leaves_no_orphans(tmp_path, number):
     )
     command = [sys.executable, "-c", script, PARENT, *map(str, files)]
     parent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    while not all(f.exists() and f.read_text().strip() for f in files):
-        assert time.monotonic() < end and parent.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: all(f.exists() and f.read_text().strip() for f in files), parent)
     children = [int(f.read_text()) for f in files]
     assert all(map(is_running, children))
     parent.send_signal(number)
-    _, errors = parent.communicate(timeout=30)
+    _, errors = parent.communicate(timeout=PATIENCE)
     assert parent.returncode == 130 and errors.startswith("interrupted;")
     assert not any(map(is_running, children))
 

@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from core.training.checkpoints import latest_checkpoint
-from tests.helpers.command_lines import ROOT, run_script
+from tests.helpers.command_lines import PATIENCE, ROOT, run_script, wait_for
 from tests.helpers.runs import assert_same_bits, images_of
 from tests.helpers.tiny import tiny_config
 
@@ -48,18 +47,15 @@ def test_a_recipe_killed_in_the_middle_goes_on(tmp_path, configs):
     """The same bits as by hand, each run by its script."""
     runs, other = tmp_path / "runs", tmp_path / "by hand"
     first = start(tmp_path)
-    end = time.monotonic() + 120
-    while not (runs / "flow" / "checkpoints").is_dir() or not latest_checkpoint(runs / "flow"):
-        assert time.monotonic() < end and first.poll() is None, first.communicate()[1]
-        time.sleep(0.01)
+    wait_for(lambda: latest_checkpoint(runs / "flow"), first)
     first.send_signal(signal.SIGINT)
-    _, errors = first.communicate(timeout=60)
+    _, errors = first.communicate(timeout=PATIENCE)
     assert first.returncode == 130 and "the same command goes on" in errors
     assert images_of(latest_checkpoint(runs / "flow")) < IMAGES
     assert not (runs / "flow-pairs").exists()
 
     again = start(tmp_path)
-    _, errors = again.communicate(timeout=200)
+    _, errors = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, errors
     for script, name, *overrides in (
         ("train", "flow", f"run={other}/flow", "--cpu"),
@@ -79,7 +75,7 @@ def test_a_failing_run_is_a_failing_recipe(tmp_path, configs):
     file = configs / "flow.yaml"
     file.write_text(file.read_text() + "mistake: 1\n")
     done = start(tmp_path)
-    _, errors = done.communicate(timeout=60)
+    _, errors = done.communicate(timeout=PATIENCE)
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
     assert "unknown key 'mistake'" in errors and "flow failed (exit code 2)" in errors
 

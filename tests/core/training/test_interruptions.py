@@ -21,7 +21,7 @@ from eval.report.training import prices as report_prices
 from lab import load
 from scripts.ablate_plan import prices as study_prices
 from scripts.planner import _is_weights_alone
-from tests.helpers.command_lines import ROOT
+from tests.helpers.command_lines import PATIENCE, ROOT, wait_for
 from tests.helpers.rows import row
 from tests.helpers.runs import assert_same_bits, images_of
 from tests.helpers.tiny import metrics_of, tiny_config, train_tiny
@@ -46,13 +46,6 @@ def start(folder: Path, launcher: tuple[str, ...] = ("-m",), **options) -> subpr
     )
 
 
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def lines(run: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in TIMES} for line in metrics_of(run)]
 
@@ -67,7 +60,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_to_the_bit(tmp_path, n
     process = start(run, images=64_000, log=LOG)
     wait_for(lambda: (run / "metrics.jsonl").is_file())
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "goes on" in errors.splitlines()[-1] and "Traceback" not in errors
     stopped = images_of(latest_checkpoint(run))
@@ -90,7 +83,7 @@ def test_two_commands_for_one_run(tmp_path):
     with pytest.raises(UserError, match="another training is at work"):
         train_tiny(run, images=64_000)
     first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=60)
+    first.communicate(timeout=PATIENCE)
     counts = [line["images"] for line in metrics_of(run)]
     assert counts == sorted(set(counts))
 
@@ -101,14 +94,14 @@ def test_ranks_end_with_a_launcher_that_is_killed(tmp_path):
     process = start(run, launcher, images=6_400_000)
     wait_for(lambda: (run / "metrics.jsonl").is_file())
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     group = process.pid  # it began a session of its own
 
     def nobody() -> bool:
         found = subprocess.run(["pgrep", "-g", str(group)], capture_output=True, text=True).stdout
         return not found.strip()
 
-    wait_for(nobody, 30)
+    wait_for(nobody)
 
 
 def test_a_folder_with_leftovers_of_a_start_is_no_obstacle(tmp_path):
@@ -203,7 +196,7 @@ def test_a_run_that_trains_can_be_read_at_any_moment(tmp_path):
                     counts[what] += 1
     finally:
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
     assert counts.keys() == READERS.keys() and min(counts.values()) >= 10, counts
 
 

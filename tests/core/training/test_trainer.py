@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from core.setting import Setting
 from core.training.checkpoints import latest_checkpoint
 from core.training.trainer import TrainingDiverged
 from lab import load
+from tests.helpers.command_lines import wait_for
 from tests.helpers.runs import assert_same_bits, images_of, weights
 from tests.helpers.tiny import tiny_config, train_tiny
 
@@ -68,7 +68,7 @@ def test_resume_after_kill_is_equal_to_the_bit(tmp_path):
     """kill -9 in the middle, with dropout, label dropout, warm-up and decay: weights, average and
     log come out the same."""
     options = dict(
-        images=1920,
+        images=6400,
         network={"dropout": 0.2},
         method={"label_dropout": 0.2},
         optimizer={"warmup": 640, "decay": "cosine"},
@@ -79,22 +79,16 @@ def test_resume_after_kill_is_equal_to_the_bit(tmp_path):
     process = subprocess.Popen(
         command(file), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while (
-        latest_checkpoint(tmp_path / "killed") is None
-        and process.poll() is None
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.002)
+    wait_for(lambda: latest_checkpoint(tmp_path / "killed"), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     interrupted = latest_checkpoint(tmp_path / "killed")
-    assert interrupted is not None and images_of(interrupted) < 1920, (
+    assert interrupted is not None and images_of(interrupted) < 6400, (
         "the kill came too late to test anything"
     )
     subprocess.run(command(file), cwd=ROOT, env=environment(), check=True, capture_output=True)
 
-    assert images_of(latest_checkpoint(tmp_path / "killed")) == 1920
+    assert images_of(latest_checkpoint(tmp_path / "killed")) == 6400
     assert_same_bits(tmp_path / "whole", tmp_path / "killed")
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
 

@@ -36,7 +36,7 @@ def browser(tmp_path_factory):
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(driver_file))
-    driver.set_script_timeout(60)
+    driver.set_script_timeout(300)
     yield driver
     driver.quit()
 
