@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.ablation.results import Study, figures_of
+from eval.ablation.results import Study, figures_of, point_of
 from eval.ablation.table import spread
 from eval.curves.canvas import SMALL, broken, pyplot, save
 from eval.curves.seeds import mean_and_error
@@ -27,9 +27,14 @@ def plot_axes(study: Study, folder: Path) -> list[Path]:
         figure, drawn = plt.subplots(1, len(panels), figsize=size, squeeze=False)
         for ax, (point, found) in zip(drawn[0], panels, strict=True):
             _panel(ax, point, found)
-        row = next(row for row in study.rows if not row.is_floor)
-        drawn[0][0].set_ylabel(measure_label(row))
-        figure.suptitle(broken(f"{row.dataset}: {axis}", 60))
+        rows = [row for row in study.rows if not row.is_floor]
+        names = {point_of(row, study.config): measure_label(row) for row in rows}
+        before = None
+        for ax, (point, _) in zip(drawn[0], panels, strict=True):
+            if names[point] != before:  # said once for the panels that share it
+                ax.set_ylabel(names[point])
+            before = names[point]
+        figure.suptitle(broken(f"{rows[0].dataset}: {axis}", 60))
         figure.text(0.01, 0.01, "mean over seeds ± standard error; a line for each seed", **SMALL)
         figure.tight_layout(rect=(0, 0.03, 1, 1))
         written += save(figure, folder / f"axis-{file_name([axis])}.png", vector=False)

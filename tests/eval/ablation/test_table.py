@@ -16,7 +16,7 @@ from eval.ablation.plots import plot_axes
 from eval.ablation.results import Study, figures_of
 from eval.ablation.table import effects_of, table
 from eval.ablation.verdict import p_words, signed, verdicts
-from tests.helpers.rows import row
+from tests.helpers.rows import changed, row
 
 SEEDS = (0, 1, 2, 3, 4)
 SHARED = (-3.0, 1.0, 4.0, -2.0, 0.0)  # standard deviation 7.5 ** 0.5
@@ -167,3 +167,18 @@ def test_a_picture_for_each_axis(tmp_path):
     assert [file.name for file in found] == ["axis-method.weight.png", "axis-method.distance.png"]
     one, two = (np.asarray(Image.open(file).convert("L")) for file in found)
     assert (one < 128).any() and one.shape == two.shape and (one != two).any()
+
+
+def test_panels_are_named_by_what_they_measure(tmp_path, monkeypatch):
+    """Of two extractors, each at its first panel."""
+    from matplotlib.axes import Axes
+
+    names = []
+    monkeypatch.setattr(Axes, "set_ylabel", lambda self, words: names.append(words))
+    sweep = {"extractor": ["digits-cnn", "other"], "n": 300, "steps": [1, 4]}
+    one = study(tmp_path, ADDITIVE, sweep=sweep)
+    for i, note in enumerate(one.notes):
+        more = [changed(r, extractor="other", metric="KL") for r in note.rows]
+        one.notes[i] = Note((*note.rows, *more))
+    plot_axes(one, tmp_path)
+    assert names == ["FD@449", "KL@449"] * 2
