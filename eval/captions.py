@@ -18,7 +18,7 @@ from core.networks.captions import caption_set
 from core.runs import Run
 from core.sampling.sample import sample_images
 from core.setting import Setting
-from eval.curves.canvas import SMALL, pyplot, save
+from eval.curves.canvas import SMALL, broken, pyplot, save
 from eval.features.classifiers import predicted
 from eval.features.extractors import ClassifierExtractor
 from eval.metrics.distances import bootstrap_std, frechet_distance, statistics
@@ -213,7 +213,6 @@ def grid(
             if line == 0:
                 panel.set_title(titles[column], fontsize=8)
         caption = data.captions[int(place[number])]
-        axes[line, 0].set_ylabel(
-            caption.replace(": ", ":\n", 1), rotation=0, ha="right", va="center", fontsize=7.5
-        )
+        words = broken(caption, 30)
+        axes[line, 0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=7.5)
     return save(figure, file, vector=False)
