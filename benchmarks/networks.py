@@ -89,7 +89,7 @@ def main() -> None:
     for cell in make_cells(study, values, resolved, str(args.study)):
         if cell.problem:
             raise UserError(cell.problem)
-        config = resolved(cell.values, str(args.study))
+        config = resolved({**cell.values, "run": "run"}, str(args.study))
         if config.model is None:
             raise UserError(
                 f"{args.study}: {cell.levels[0]} copies a trained model: no network is its own"

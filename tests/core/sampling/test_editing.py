@@ -19,6 +19,7 @@ from core.sampling.solvers import SAMPLERS
 from core.setting import Setting
 from teachers.exact import gaussian_flow
 from tests.core.sampling.test_guidance_interval import LABEL, MEANS, PATH, STD, gaussians
+from tests.core.sampling.test_inpaint import of_pairs
 from tests.helpers.exact import GaussianDenoiser, fitted_order, mixture, mixture_flow
 from tests.helpers.models import model_of
 
@@ -132,6 +133,13 @@ def test_varying_from_pure_noise_is_sampling_and_from_clean_data_nothing(sampler
     whole = vary(model, setting, x0, 1.0, rng, condition)
     assert torch.equal(whole, sample(model, setting, rng, condition))
     assert torch.equal(vary(model, setting, x0, 0.0, rng, condition), x0)
+
+
+def test_pure_noise_is_the_samplers_own_where_a_path_keeps_a_trace_of_the_image():
+    """On the cosine path alpha is 5e-5 at t = 1, and a large image would show through."""
+    model, rng, x0 = of_pairs(), Noise(0, torch.arange(3)), torch.full((3, 2, 1, 1), 1e4)
+    setting = Setting(sampler="ddim", steps=4)
+    assert torch.equal(vary(model, setting, x0, 1.0, rng), sample(model, setting, rng))
 
 
 def test_varying_follows_the_exact_flow_from_the_noised_image():
