@@ -1,5 +1,5 @@
-"""Autoencoders on disk: in the format of diffusers' AutoencoderKL, which a run in latents keeps in its
-folder, so that it can be moved; and the codec that each one makes."""
+"""Autoencoders on disk: in the format of diffusers' AutoencoderKL, which a run in latents keeps in
+its folder, so that it can be moved; and the codec that each one makes."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ def keep_autoencoder(codec: Codec, run: Path) -> None:
     elif (found := read_autoencoder(run / FOLDER).sha256) != codec.sha256:
         raise UserError(
             f"{run} was begun with another autoencoder (that in {run / FOLDER} has the sha256 "
-            f"{found[:12]}, and the one given {codec.sha256[:12]}): bring that back to go on, or give "
-            "run=ANOTHER_FOLDER to train with this one"
+            f"{found[:12]}, and the one given {codec.sha256[:12]}): bring that back to go on, or "
+            "give run=ANOTHER_FOLDER to train with this one"
         )
 
 
@@ -178,7 +178,8 @@ def kept_codec(spec: LatentSpec, folder: Path) -> Latents:
     if codec.spec != spec:
         raise UserError(
             f"{folder} is not the autoencoder that this run was trained with (sha256 "
-            f"{codec.sha256[:12]}, and {spec.sha256[:12]} then): copy it again from where it is whole"
+            f"{codec.sha256[:12]}, and {spec.sha256[:12]} then): copy it again from where it is "
+            "whole"
         )
     return codec
 

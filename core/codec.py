@@ -17,8 +17,8 @@ from core.errors import UserError
 
 
 class Codec(Protocol):
-    """From stored samples [B, C, S, S], images in uint8 or points in float32, to the network's float
-    tensors and back.
+    """From stored samples [B, C, S, S], images in uint8 or points in float32, to the network's
+    float tensors and back.
 
     stored: their type. spacing: the distance of neighbouring stored values as the network sees
     them, None where values are continuous. spec: what says of the codec all but its weights.
@@ -100,8 +100,8 @@ class LatentSpec(Strict):
             )
         if side % self.factor:
             raise UserError(
-                f"the autoencoder '{self.autoencoder}' divides the side of images by {self.factor}, "
-                f"and these have {side}: resize them, or take another one"
+                f"the autoencoder '{self.autoencoder}' divides the side of images by "
+                f"{self.factor}, and these have {side}: resize them, or take another one"
             )
         return (self.channels, side // self.factor, side // self.factor)
 

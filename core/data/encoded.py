@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,8 +49,9 @@ def encoded(
             return Encoded(*(found[0][name] for name in names))
         parts = list(images.split(PART))
         parts += [part.flip(-1) for part in parts] if flip else []
-        bar = tqdm(parts, "encoding images", unit_scale=PART, unit="img", dynamic_ncols=True, delay=1,
-                   file=sys.stderr)  # fmt: skip
+        bar = tqdm(
+            parts, "encoding images", unit_scale=PART, unit="img", dynamic_ncols=True, delay=1
+        )
         moments = [codec.moments(part.to(device)) for part in bar]
         made = Encoded(*(torch.cat(some).cpu() for some in zip(*moments, strict=True)))
         write_tensors(file, made._asdict())

@@ -69,8 +69,8 @@ class AutoencoderKLConfig(NetworkBase):
         if self.latent * smaller**2 > channels * side**2:
             raise UserError(
                 f"network.latent={self.latent}: latents of {self.latent}x{smaller}x{smaller} have "
-                f"more numbers than images of {channels}x{side}x{side}: give fewer channels or more "
-                "widths"
+                f"more numbers than images of {channels}x{side}x{side}: give fewer channels or "
+                "more widths"
             )
         return AutoencoderKL(self, channels)
 

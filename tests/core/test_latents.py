@@ -1,5 +1,5 @@
-"""Models in latents: equal to the ones on pixels where the autoencoder changes nothing; encoded once;
-moved with their run; and refused where the autoencoder is not theirs."""
+"""Models in latents: equal to the ones on pixels where the autoencoder changes nothing; encoded
+once; moved with their run; and refused where the autoencoder is not theirs."""
 
 from __future__ import annotations
 

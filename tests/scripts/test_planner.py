@@ -91,7 +91,7 @@ def test_a_teacher_in_latents_is_trained_after_its_autoencoder(runs):
     assert [(name, state) for name, state, _ in made] == [
         ("autoencoder", "new"), ("teacher", "new"), ("consistency", "new"),
     ]  # fmt: skip
-    assert made[1][2].endswith("run=RUNS/teacher data.codec=RUNS/autoencoder")
+    assert made[1][2].endswith("data.codec=RUNS/autoencoder run=RUNS/teacher")
 
 
 def test_an_override_that_names_another_teacher_switches_the_need_off(runs):

@@ -132,7 +132,7 @@ def test_the_price_counts_the_critic(tmp_path):
 @pytest.mark.parametrize("changes, words", [
     ({"data": {"codec": "runs/x"}}, "data.codec=runs/x is no autoencoder"),
     ({"own_network": {"name": "generator", "widths": [8]}}, "model.network.name=autoencoder-kl"),
-    ({"own_network": {**AUTOENCODER, "latent": 9}}, "latents of 9x4x4 have more numbers than images"),
+    ({"own_network": {**AUTOENCODER, "latent": 9}}, "latents of 9x4x4 have more numbers than"),
     ({"own_network": {**AUTOENCODER, "widths": [8] * 5}}, "of side 8 do not divide by 16"),
     ({"own_network": {**AUTOENCODER, "groups": 3}}, "groups=3 does not divide the width 8"),
 ])  # fmt: skip
