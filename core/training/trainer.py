@@ -327,7 +327,8 @@ class Trainer:
             batch = self.method.source.draw(positions, a.device)
             self._seed_dropout(first)
             last = k == accumulate - 1
-            masks = Noise(self.config.train.seed, positions.to(a.device))
+            addresses = torch.arange(first, first + self.micro, device=a.device)
+            masks = Noise(self.config.train.seed, addresses)
             with nullcontext() if last else a.no_sync(role.prepared), dropout_of(masks):
                 loss = self.method.loss(name, batch, progress)
                 a.backward(loss.per_sample.mean() / accumulate)
