@@ -17,6 +17,8 @@ EVALS = "1e6"
 # once has 0.99 and 4.57, its best of any number of steps 0.02 and 0.24 (docs/toy.md).
 BARS = {
     "dmd2": (0.08, 1.0),
+    "f_distill": (0.1, 1.1),
+    "f_distill_js": (0.1, 1.1),
     "sid": (0.08, 1.0),
     "add": (0.25, 1.6),
     "gan_post_training": (0.2, 1.6),
