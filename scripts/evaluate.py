@@ -70,8 +70,8 @@ def main() -> None:
     add_setting_options(parser, several=True)
     parser.add_argument(
         "--extractor",
-        help="digits-cnn, fashion-cnn, inception-v3-compat or inception-v3-compat-bf16; with "
-        "commas between several",
+        help="digits-cnn, fashion-cnn, emoji-cnn, inception-v3-compat or "
+        "inception-v3-compat-bf16; with commas between several",
     )
     parser.add_argument("--n", type=int, help="images per set")
     parser.add_argument(
