@@ -1,6 +1,6 @@
 """Images and their noises, and samples that are changed on their way, as a picture (PNG).
 
-    python -m scripts.edit encode teachers/shipped/fashion_mnist --sampler heun --steps 32 --out a.png
+    python -m scripts.edit encode RUN --sampler heun --steps 32 --out a.png
     python -m scripts.edit interpolate RUN --images 0,1,2,3 --sampler rk4 --steps 16 --out b.png
     python -m scripts.edit vary RUN --times 0.3,0.5,0.7 --out c.png
     python -m scripts.edit inpaint RUN --hide bottom --sampler ddpm --steps 50 --resample 10 --out d.png
