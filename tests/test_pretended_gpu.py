@@ -89,8 +89,9 @@ def network():
     return network
 
 
-# rk45 evaluates some hundred times, and once is enough
-COMBINATIONS = [(s, *kind) for s in SAMPLERS for kind in KINDS if s != "rk45" or kind == KINDS[0]]
+# Those that evaluate often go through one kind alone
+OFTEN = ("rk45", "rk4")
+COMBINATIONS = [(s, *k) for s in SAMPLERS for k in KINDS if s not in OFTEN or k == KINDS[0]]
 
 
 @pytest.mark.parametrize("sampler, path, prediction, guidance, threshold", COMBINATIONS)
@@ -100,22 +101,22 @@ def test_samplers(network, sampler, path, prediction, guidance, threshold):
     model, index = model_of(network, path, prediction, num_classes=3), torch.arange(4)
     more = {"guidance_scale": guidance, "threshold": threshold}
     if sampler == "rk45":
-        more["options"] = {"tolerance": 0.01}
+        more["options"] = {"tolerance": 0.1}
 
     def drawn(model, device: str, steps: int) -> torch.Tensor:
         rng, label = Noise(0, index.to(device)), (index % 3).to(device)
         setting = Setting(sampler=sampler, steps=steps, **more)
         return sample(model, setting, rng, Condition(label=label))
 
-    expected = drawn(model, "cpu", 3)
+    expected = drawn(model, "cpu", 2)
     with pretended_gpu() as gpu:
         there = copy.deepcopy(model).to("cuda")
-        assert torch.equal(held(drawn(there, "cuda", 3)), expected)
+        assert torch.equal(held(drawn(there, "cuda", 2)), expected)
         few = gpu.waits.total()
-        drawn(there, "cuda", 3)
+        drawn(there, "cuda", 2)
         again = gpu.waits.total() - few
-        drawn(there, "cuda", 7)
-        waits = (gpu.waits.total() - few - 2 * again) / 4
+        drawn(there, "cuda", 4)
+        waits = (gpu.waits.total() - few - 2 * again) / 2
     if sampler != "rk45":  # it looks at the error of every step
         assert waits <= 1
 
