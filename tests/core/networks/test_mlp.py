@@ -100,4 +100,7 @@ def test_in_two_halves_it_is_the_network():
     handle.remove()
     assert torch.equal(net(x, t, label=label, features=True).flatten(1), seen[0])
     assert torch.equal(net.decode(net.encode(x, t, label=label)), whole)
+    steer = torch.nn.functional.silu(net.embedded(x, t, None, label)[0])
+    known = net.head(torch.nn.functional.silu(net.blocks[2](seen[0], steer))).view_as(x)
+    assert torch.equal(whole, known)
     assert (net.decode(net.encode(x + 1, t, label=label)) - whole).abs().max() > 1e-3
