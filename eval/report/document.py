@@ -168,7 +168,7 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load
     Raises:
         UserError: no curves there, or nothing measured in them, or `runs` holds none of the runs.
     """
-    sha256 = None
+    rows, sha256 = read_measured(curves), None
     while sha256 != (now := sha256_of(curves)):  # a sweep may append to it in the meantime
         rows, sha256 = read_measured(curves), now
     groups = by_protocol(rows)

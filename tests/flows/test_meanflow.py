@@ -109,7 +109,8 @@ def test_the_adaptive_weight_moves_the_velocity_off_its_mean():
             loss = adaptive((at - v).square().sum(1), power, 1e-3).mean()
             (slope,) = torch.autograd.grad(loss, at)
             with torch.no_grad():
-                at -= (0.1 if power == 0 else 0.02 * (1 - i / 500)) * slope
+                rate = 0.1 if power == 0 else 0.02 * dimensions * (1 - i / 500)
+                at -= rate * slope
         return float(at[0])
 
     assert minimum(0.0, 1) == pytest.approx(0.3, abs=1e-3)

@@ -173,7 +173,7 @@ def test_other_weights_are_mentioned(folder, tmp_path):
             "--runs nowhere holds none of the runs teacher, student, flow",
         ),
         (["{folder}", "--steps", "1,x"], "--steps 1,x: give numbers"),
-        (["{folder}", "--images", "-1"], "--images -1: give 0 to 64"),
+        (["{folder}", "--images", "-1"], "--images -1: at least 0"),
     ],
 )
 def test_bad_input_is_one_line(folder, arguments, words):
