@@ -14,6 +14,7 @@ COUNTED = {"images", "evals", "count", "half_life", "target_half_life", "warmup"
            "metrics_every", "samples_every", "checkpoint_every"}  # fmt: skip
 SIZES = {
     "blocks": 1,
+    "groups": 4,  # a group of one channel makes the bias ahead of it nothing but rounding
     "latent": 4,
     "batch_size": 16,
     "n": 8,
