@@ -168,9 +168,12 @@ def collect(curves: Path, runs: Path | None, steps: list[int], images: int, load
     Raises:
         UserError: no curves there, or nothing measured in them, or `runs` holds none of the runs.
     """
-    rows, sha256 = read_measured(curves), None
-    while sha256 != (now := sha256_of(curves)):  # a sweep may append to it in the meantime
-        rows, sha256 = read_measured(curves), now
+    sha256 = None
+    while True:  # a sweep may append to it in the meantime
+        before = sha256_of(curves) if curves.is_file() else None
+        rows, sha256 = read_measured(curves), sha256_of(curves)
+        if sha256 == before:
+            break
     groups = by_protocol(rows)
     shown = shown_rows(rows, groups)
     # Of several training seeds the first is shown where one can be
