@@ -34,7 +34,7 @@ class SelfDistilledConfig(FlowMapConfig):
     """of progressive: where on the way the two jumps meet"""
     derivative: Derivative = "forward"
     """of eulerian: forward-mode, or a central difference of two evaluations"""
-    power: float = Field(default=1.0, ge=0, le=10)
+    power: float = Field(default=0.0, ge=0, le=10)
     """p of the adaptive weight 1 / (||error||^2 + c)^p; 0: the squared error itself"""
     offset: float = Field(default=1e-3, ge=1e-9, le=1e9)
     """c of the adaptive weight"""
@@ -52,11 +52,13 @@ class SelfDistilled(FlowMap):
     squared, with gradients stopped as recommended (eq. 94). From a teacher, u is the teacher's
     velocity, which is flow map distillation (Boffi et al. 2024), and the diagonal learns it too.
 
-    Deviations: in place of the learned weight of s and t (eq. 19) the adaptive weight of MeanFlow,
-    which needs no second network. Lagrangian: the derivative in s, which has a gradient, is the
-    central difference of two evaluations in float32, since forward mode has no backward through
-    this network's attention nor through a wrapper for many processes. Eulerian: the derivative in t
-    is without gradient altogether, the second choice of app. F.4.
+    Deviations: no learned weight of s and t (eq. 19). `power: 1` is MeanFlow's adaptive weight in
+    its place; with it trainings from scratch ran away on digits and on points, since an error that
+    has grown hardly pulls back any more, and the targets are the network's own. Lagrangian: the
+    derivative in s, which has a gradient, is the central difference of two evaluations in float32,
+    since forward mode has no backward through this network's attention nor through a wrapper for
+    many processes. Eulerian: the derivative in t is without gradient altogether, the second choice
+    of app. F.4.
     """
 
     Config = SelfDistilledConfig
